@@ -1,0 +1,53 @@
+"""Holdfast measures, predicts and controls what a language model forgets when it is fine-tuned.
+
+    import holdfast
+
+    table = holdfast.sweep("study.yaml", out="runs")       # fine-tune, and measure forgetting along the way
+    laws = holdfast.fit(table)                             # what learning costs
+    print(holdfast.plan(laws, max_forgetting=0.1))         # how far to go
+
+Names are loaded when first used: reading and fitting results never imports torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holdfast.laws import Fit, Laws, fit
+    from holdfast.meter import ForgettingReport, measure
+    from holdfast.planning import Plan, plan
+    from holdfast.reporting import report
+    from holdfast.stats import Estimate
+    from holdfast.store import table
+    from holdfast.sweeps import sweep
+
+_HOME = {
+    "Estimate": "stats",
+    "Fit": "laws",
+    "ForgettingReport": "meter",
+    "Laws": "laws",
+    "Plan": "planning",
+    "fit": "laws",
+    "measure": "meter",
+    "plan": "planning",
+    "report": "reporting",
+    "sweep": "sweeps",
+    "table": "store",
+}
+
+__all__ = [
+    "Estimate", "Fit", "ForgettingReport", "Laws", "Plan", "fit", "measure", "plan", "report", "sweep", "table",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("holdfast")
+    if name not in _HOME:
+        raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+    return getattr(import_module(f"holdfast.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,186 @@
+"""The command line: one short function a subcommand, no logic; everything heavy is imported inside them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.errors import ConfigError, HoldfastError
+
+app = typer.Typer(
+    help="Measure, predict and control what a language model forgets when it is fine-tuned.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Runs = Annotated[Path, typer.Argument(help="Folder of runs made by `holdfast sweep`.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Corpus = Annotated[str | None, typer.Option(help="Retained text to fit, where runs measured several.")]
+Budget = Annotated[float | None, typer.Option(help="Most forgetting to accept, nats per token.")]
+Goal = Annotated[float | None, typer.Option(help="Loss on the held-out target to reach, nats per token.")]
+Risk = Annotated[float, typer.Option(help="Accepted probability of exceeding --max-forgetting.")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Start failed runs over.")]
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the runs and the page go.")] = Path("demo"),
+    max_forgetting: Budget = 0.1,
+    device: Device = "auto",
+) -> None:
+    """Fine-tune a small real model, measure, fit, plan and report: ten minutes on two cores, no account, no hub.
+
+    Example: `holdfast demo --max-forgetting 0.1`
+    """
+    from holdfast import terminal
+
+    study = Path(__file__).parent / "data" / "demo" / "study.yaml"
+    terminal.sweep_with_progress(study, out=output_dir / "runs", device=device)
+    terminal.publish(output_dir / "runs", output_dir, command="holdfast demo", max_forgetting=max_forgetting)
+
+
+@app.command()
+def sweep(
+    study: Annotated[Path, typer.Argument(help="Study file; `holdfast schema` describes it to editors.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder of run folders.")] = Path("runs"),
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")] = None,
+    device: Device = "auto",
+    retry_failed: Retry = False,
+    as_json: Json = False,
+) -> None:
+    """Make the runs of a study: fine-tune each and measure its forgetting along the way. Finished runs are kept.
+
+    Example: `holdfast sweep study.yaml --output-dir runs --set steps=128 --set grid.adapter.r=[8,32]`
+    """
+    from holdfast import terminal
+    from holdfast.config import read_study
+
+    read = read_study(study, overrides=overrides or [])
+    table = terminal.sweep_with_progress(read, out=output_dir, device=device, retry_failed=retry_failed)
+    if as_json:
+        _print_json(json.loads(table.to_json(orient="records", double_precision=15)))
+    if not (table["state"] == "done").all():
+        raise typer.Exit(4)
+
+
+@app.command()
+def fit(
+    runs: Runs,
+    corpus: Corpus = None,
+    skip_fraction: Annotated[float, typer.Option(help="Share of each run's first steps left out of the fits.")] = 50 / 260,
+    as_json: Json = False,
+) -> None:
+    """Fit the laws of forgetting to the finished runs of a folder, with intervals clustered by run.
+
+    Example: `holdfast fit runs --json > laws.json`
+    """
+    from holdfast import laws, store, terminal
+
+    fitted = laws.fit(store.table(runs), corpus=corpus, skip_fraction=skip_fraction)
+    _print_json(fitted.to_dict()) if as_json else terminal.show_laws(fitted)
+
+
+@app.command()
+def plan(
+    runs: Runs,
+    max_forgetting: Budget = None,
+    target_loss: Goal = None,
+    risk: Risk = 0.1,
+    corpus: Corpus = None,
+    as_json: Json = False,
+) -> None:
+    """The best rank and number of steps under a forgetting budget, for a loss to reach, or both.
+
+    Example: `holdfast plan runs --max-forgetting 0.1`
+    """
+    from holdfast import laws, planning, store, terminal
+
+    fitted = laws.fit(store.table(runs), corpus=corpus)
+    planned = planning.plan(fitted, max_forgetting=max_forgetting, target_loss=target_loss, risk=risk)
+    _print_json(planned.to_dict()) if as_json else terminal.show_plan(planned)
+
+
+@app.command()
+def report(
+    runs: Runs,
+    output_dir: Annotated[Path | None, typer.Option("--output-dir", "-o", help="Default: the folder of runs.")] = None,
+    max_forgetting: Budget = None,
+    target_loss: Goal = None,
+    risk: Risk = 0.1,
+    corpus: Corpus = None,
+) -> None:
+    """Write one self-contained page, `report.html`, and its figures as PNG and SVG.
+
+    Example: `holdfast report runs --max-forgetting 0.1`
+    """
+    from holdfast import terminal
+
+    terminal.publish(
+        runs, output_dir or runs, command=f"holdfast report {runs}", max_forgetting=max_forgetting,
+        target_loss=target_loss, risk=risk, corpus=corpus,
+    )  # fmt: skip
+
+
+@app.command()
+def measure(
+    base: Annotated[str, typer.Argument(help="Untuned model: builtin:smollm2, a hub id, or a folder.")],
+    tuned: Annotated[str, typer.Argument(help="PEFT adapter folder trained on it.")],
+    text: Annotated[list[str], typer.Option("--text", help="Text to measure on; repeatable.")],
+    context: Annotated[int, typer.Option(min=8, help="Tokens in a window.")] = 512,
+    documents: Annotated[int | None, typer.Option(min=2, help="Documents per text; default all.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    device: Device = "auto",
+    max_forgetting: Budget = None,
+    as_json: Json = False,
+) -> None:
+    """What a fine-tuned adapter forgot of its base, in nats per token with an interval. Exit code 10 over the budget.
+
+    Example: `holdfast measure builtin:smollm2 demo/runs/RUN/adapter --text builtin:wikipedia --max-forgetting 0.1`
+    """
+    from holdfast import meter, terminal
+
+    if dtype not in ("auto", "bfloat16", "float32"):
+        raise ConfigError(f"got {dtype!r}, expected auto, bfloat16 or float32, at --dtype")
+    reports = meter.measure(
+        base=base, tuned=tuned, texts=text, context=context, documents=documents, dtype=dtype, device=device
+    )
+    _print_json([r.to_dict() for r in reports.values()]) if as_json else terminal.show_forgetting(reports.values())
+    if max_forgetting is not None and any(r.kl_base_tuned.value > max_forgetting for r in reports.values()):
+        raise typer.Exit(10)
+
+
+@app.command()
+def schema(output: Annotated[Path | None, typer.Argument(help="File to write; default: stdout.")] = None) -> None:
+    """Write the JSON schema of a study file, so that editors complete and check it.
+
+    Example: `holdfast schema study.schema.json`, then `# yaml-language-server: $schema=study.schema.json` in the study.
+    """
+    from holdfast.config import study_schema
+    from holdfast.store import write_json
+
+    write_json(output, study_schema()) if output else _print_json(study_schema())
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, allow_nan=False))
+
+
+def main() -> None:
+    """Run the command line; every refusal of ours is one message on stderr and its own exit code, never a traceback."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("holdfast").setLevel(logging.INFO)
+    try:
+        app()
+    except HoldfastError as error:
+        from holdfast import terminal
+
+        terminal.show_error(error)
+        sys.exit(error.exit_code)

@@ -1,0 +1,395 @@
+"""What a run is, what a study is, and reading a study file with every mistake located.
+
+A `RunConfig` holds exactly what can change a run's numbers; its hash is the run's name. A study file is the same
+fields plus `grid`, lists of values whose product gives the runs.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Tag, ValidationError, ValidationInfo
+from pydantic.fields import Field, FieldInfo
+from pydantic.functional_validators import field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from holdfast.errors import ConfigError
+from holdfast.mistakes import Key, Mistakes, Place, alike, clip, read_text, show
+
+MAX_RUNS = 10_000
+"""Most runs one grid may give."""
+
+
+def _plain(text: str) -> str:
+    if not text or text != text.strip() or not text.isprintable():
+        raise ValueError("printable text without spaces around it")
+    return text
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("each name once")
+    return names
+
+
+def _modules_kind(value: object) -> str | None:
+    return "word" if value == "all-linear" else "names" if isinstance(value, list | tuple) else None
+
+
+Text = Annotated[str, AfterValidator(_plain)]
+# A list is what YAML and JSON can write; the items stay strict. -0.0 becomes 0.0: equal values must share a name.
+Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Number = Annotated[float, Field(allow_inf_nan=False), AfterValidator(lambda number: number + 0.0)]
+Modules = Annotated[
+    Annotated[Literal["all-linear"], Tag("word")] | Annotated[Names, Tag("names")],
+    Discriminator(
+        _modules_kind,
+        custom_error_type="modules",
+        custom_error_message="'all-linear' or a list of module names",
+    ),
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, defer_build=True)
+
+
+class Target(_Part):
+    """What the model is taught."""
+
+    data: Text = Field(description="Text to learn: builtin:<name>, org/name[:config][@split], or a path.")
+    held_out: int = Field(default=64, ge=2, description="Documents measured and never trained on.")
+
+
+class Adapter(_Part):
+    """The parameters that are trained, named as in PEFT."""
+
+    method: Literal["lora"] = Field(default="lora", description="How the model is adapted.")
+    r: Count = Field(description="Rank of the low-rank update.")
+    lora_alpha: Number = Field(default=1.0, gt=0, description="Numerator of the update's scale; 1 in the paper.")
+    use_rslora: bool = Field(default=True, description="Scale by lora_alpha / sqrt(r), as the paper, not / r.")
+    target_modules: Modules = Field(default="all-linear", description="Linear maps that are updated: all, or names.")
+    lora_dropout: Number = Field(default=0.0, ge=0, lt=1, description="Dropout on the update's input, in training.")
+
+
+class Optimizer(_Part):
+    """How the parameters move."""
+
+    name: Literal["adamw", "adafactor"] = Field(default="adamw", description="Update rule; the paper's is adafactor.")
+    learning_rate: Number = Field(gt=0, description="Peak learning rate.")
+    schedule: Literal["constant", "cosine"] = Field(default="constant", description="Learning rate after warm-up.")
+    warmup_steps: int = Field(default=0, ge=0, description="Update steps of linear warm-up from 0.")
+    weight_decay: Number = Field(default=0.0, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: Annotated[Number, Field(gt=0)] | None = Field(default=1.0, description="Norm to clip gradients to.")
+
+
+class Measure(_Part):
+    """When and on how much text forgetting is measured."""
+
+    points: int = Field(default=10, ge=1, le=1000, description="Measurements after step 0, spaced geometrically.")
+    first: int = Field(default=1, ge=1, description="Step of the first of them; the last is at the end of the run.")
+    documents: int | None = Field(default=32, ge=2, description="Documents per retained text; null takes all of them.")
+
+
+class RunConfig(_Part):
+    """Exactly what can change the numbers of one run, and nothing else.
+
+    Two configs are equal if and only if their names are: -0.0 reads as 0.0, and 1 as 1.0 where a real number is
+    meant. Where the file was, the order of its keys and which values were left to their defaults do not matter.
+    """
+
+    model: Text = Field(description="Base model: builtin:<name>, org/name[@revision], or a local folder.")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(default="auto", description="Numerics; auto: the machine's.")
+    target: Target = Field(description="What the model is taught.")
+    retain: Names = Field(description="Texts on which forgetting is measured.")
+    adapter: Adapter = Field(description="The parameters that are trained.")
+    # Before the sections that are checked against it: pydantic shows a validator only the fields above its own.
+    steps: Count = Field(description="Update steps.")
+    optimizer: Optimizer = Field(description="How the parameters move.")
+    batch_size: Count = Field(description="Packed blocks in one forward pass.")
+    gradient_accumulation_steps: Count = Field(default=1, description="Forward passes in one update step.")
+    context: int = Field(ge=8, le=1_000_000_000, description="Tokens in a block.")
+    measure: Measure = Field(default_factory=Measure, description="When and on how much text to measure.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of initialisation, dropout and data order.")
+
+    @field_validator("retain")
+    @classmethod
+    def _target_is_not_retained(cls, retain: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        target: Target | None = info.data.get("target")
+        if target is not None and target.data in retain:
+            raise ValueError("other texts than the one learned (target.data)")
+        return retain
+
+    @field_validator("optimizer")
+    @classmethod
+    def _fits_the_steps(cls, optimizer: Optimizer, info: ValidationInfo) -> Optimizer:
+        # "at" and "got" name the field of the section that does not fit, for `_run` to find where it was written.
+        steps = info.data.get("steps", math.inf)
+        if optimizer.warmup_steps >= steps:
+            context = {"steps": steps, "at": "warmup_steps", "got": optimizer.warmup_steps}
+            raise PydanticCustomError("related", "fewer than steps ({steps})", context)
+        return optimizer
+
+    def canonical(self) -> str:
+        """The config as one line of JSON: sorted keys, defaults written out, floats exact, ASCII only.
+
+        `RunConfig.model_validate_json` reads it back to an equal config.
+        """
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def name(self) -> str:
+        """The run's name: the first 12 hex digits of the SHA-256 of `canonical()`.
+
+        Raises:
+            ConfigError: dtype is still auto; one name would then stand for different numbers on different machines.
+        """
+        if self.dtype == "auto":
+            raise ConfigError("dtype: got 'auto', expected 'bfloat16' or 'float32' before a run is named")
+        return hashlib.sha256(self.canonical().encode()).hexdigest()[:12]
+
+    @property
+    def batch_tokens(self) -> int:
+        """Training tokens in one update step."""
+        return self.batch_size * self.gradient_accumulation_steps * self.context
+
+    def measured_steps(self) -> tuple[int, ...]:
+        """Update steps after which to measure: 0, then `points` from `first` to `steps` in equal ratios, rounded.
+
+        Strictly increasing and ending at `steps`. Rounding can make early ones coincide, so there may be fewer.
+        """
+        first, points = min(self.measure.first, self.steps), self.measure.points
+        inner = (round(first * (self.steps / first) ** (k / (points - 1))) for k in range(points - 1))
+        return tuple(sorted({0, *inner, self.steps}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study file that was read: its runs in the order of the grid, the first key varying slowest."""
+
+    source: str
+    """Path it was read from."""
+    runs: tuple[RunConfig, ...]
+    """Distinct configs, one per cell of the grid."""
+    raw: Mapping[str, Any]
+    """The file as written, overrides applied."""
+
+
+def _walk(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, info in part.model_fields.items():
+        yield prefix + name, info
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _walk(info.annotation, f"{prefix}{name}.")
+
+
+_FIELDS = dict(_walk(RunConfig))
+_LEAVES = [key for key in _FIELDS if not any(other.startswith(key + ".") for other in _FIELDS)]
+# What other trainers call the same thing.
+_ALIASES = {
+    "alpha": "lora_alpha",
+    "base_model": "model",
+    "dropout": "lora_dropout",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "schedule",
+    "max_length": "context",
+    "max_seq_length": "context",
+    "max_steps": "steps",
+    "model_name_or_path": "model",
+    "optim": "name",
+    "per_device_train_batch_size": "batch_size",
+    "rank": "r",
+    "torch_dtype": "dtype",
+}
+
+
+def study_schema() -> dict[str, Any]:
+    """JSON schema of a study file, `grid` included, for editors to complete and check it.
+
+    A required key may stand in the grid instead of the body, so `required` is spelled as a choice between the two.
+    """
+    schema = RunConfig.model_json_schema()
+    schema["title"] = "Holdfast study"
+    schema["description"] = "Runs to make: one, or the product of the grid."
+    axes, choices = {}, []
+    for key in _LEAVES:
+        section, _, leaf = key.rpartition(".")
+        owner = schema["$defs"][cast(type[BaseModel], _FIELDS[section].annotation).__name__] if section else schema
+        items = {name: value for name, value in owner["properties"][leaf].items() if name != "default"}
+        axes[key] = {"type": "array", "minItems": 1, "uniqueItems": True, "items": items}
+        if _FIELDS[key].is_required():
+            here = {"required": [leaf]}
+            there = {"required": [section], "properties": {section: here}} if section else here
+            choices.append({"anyOf": [there, {"required": ["grid"], "properties": {"grid": {"required": [key]}}}]})
+    for owner in (schema, *schema["$defs"].values()):
+        owner.pop("required", None)
+    schema["properties"]["grid"] = {
+        "type": ["object", "null"],
+        "description": "Lists of values by dotted key; every combination is a run, the first key varying slowest.",
+        "properties": axes,
+        "additionalProperties": False,
+    }
+    return schema | {"allOf": choices}
+
+
+_EXPECTED = {
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "greater_than_equal": "at least {ge}",
+    "int_type": "a whole number",
+    "less_than_equal": "at most {le}",
+    "model_type": "a mapping",
+    "string_type": "text",
+    "too_short": "at least {min_length} item",
+    "tuple_type": "a list",
+    "value_error": "{error}",
+}
+
+
+def _suggest(word: str, siblings: Sequence[str]) -> str:
+    """A guess at the key that was meant: the same name elsewhere or in other trainers, else one spelled alike."""
+    leaf = _ALIASES.get(word.lower(), word.lower())
+    for key in _LEAVES:
+        section, _, name = key.rpartition(".")
+        if name == leaf:
+            same = [known for known in (name, key) if known in siblings]
+            where = f" under '{section}'" if section else " at the top level"
+            return f"; did you mean '{same[0]}'?" if same else f"; did you mean '{name}'{where}?"
+    return alike(word, siblings)
+
+
+def _explain(error: ErrorDetails, key: Key) -> tuple[str, str]:
+    """What pydantic found at a key, as what was got and what was expected."""
+    kind, context = error["type"], error.get("ctx", {})
+    dotted = ".".join(str(part) for part in key)
+    if kind == "missing":
+        return "nothing", f"a value: {_FIELDS[dotted].description}".rstrip(".")
+    if kind == "extra_forbidden":
+        section, leaf = ".".join(str(part) for part in key[:-1]), str(key[-1])
+        siblings = [name.rpartition(".")[2] for name in _FIELDS if name.rpartition(".")[0] == section]
+        siblings += [] if section else ["grid"]
+        return "an unknown key", f"one of {', '.join(siblings)}{_suggest(leaf, siblings)}"
+    template = _EXPECTED.get(kind)
+    expected = template.format(**context) if template else error["msg"].removeprefix("Input should be ")
+    value = context.get("got", error["input"])
+    return show(value), expected + (alike(value, re.findall("'(.*?)'", expected)) if isinstance(value, str) else "")
+
+
+def _override(raw: dict[str, Any], text: str, mistakes: Mistakes) -> None:
+    """Put one dotted.key=value into the mapping; the grid no longer varies a key so set."""
+    name, sign, value = text.partition("=")
+    name = name.strip()
+    path = ("grid", name.removeprefix("grid.")) if name.startswith("grid.") else tuple(name.split("."))
+    place = Place(sys.maxsize, f"--set {clip(text)}")
+    if not sign or not all(path):
+        mistakes.add((), got=show(text), expected="dotted.key=value", place=place)
+        return
+    mistakes.forget(path)
+    mistakes.places[path] = place
+    parsed = mistakes.parse(value, path, lambda _: place)
+    if path[0] != "grid" and isinstance(raw.get("grid"), dict):
+        raw["grid"] = {key: axis for key, axis in raw["grid"].items() if not f"{key}.".startswith(f"{name}.")}
+    section = raw
+    for n, part in enumerate(path[:-1], start=1):
+        if section.get(part) is None:
+            section[part] = {}
+            mistakes.places[path[:n]] = place
+        section = section[part]
+        if not isinstance(section, dict):
+            mistakes.add(path[:n], got=show(section), expected="a mapping")
+            return
+    section[path[-1]] = parsed
+
+
+def _axes(grid: object, mistakes: Mistakes) -> dict[str, list[Any]]:
+    """The axes of a grid; one that cannot be used holds one None, so that the rest is still checked."""
+    if grid is None:
+        return {}
+    if not isinstance(grid, dict):
+        mistakes.add(("grid",), got=show(grid), expected="a mapping from dotted keys to lists of values")
+        return {}
+    axes: dict[str, list[Any]] = {}
+    for key, values in grid.items():
+        if key not in _LEAVES:
+            hint = _suggest(key, _LEAVES)
+            mistakes.add(("grid", key), got="an unknown key", expected=f"a dotted key of the study{hint}")
+            continue
+        if not isinstance(values, list) or not values:
+            mistakes.add(("grid", key), got=show(values), expected="a list of at least one value")
+            mistakes.refused.add(("grid", key))
+        axes[key] = values if isinstance(values, list) and values else [None]
+    size = math.prod(len(values) for values in axes.values())
+    if size > MAX_RUNS:
+        mistakes.add(("grid",), got=f"{size:,} runs", expected=f"at most {MAX_RUNS:,}")
+        return {key: values[:1] for key, values in axes.items()}
+    for key, values in axes.items():
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                mistakes.add(("grid", key, i), got=f"{show(value)} twice", expected="each value once")
+    return axes
+
+
+def _run(body: Mapping[str, Any], cell: Mapping[str, tuple[int, Any]], mistakes: Mistakes) -> RunConfig | None:
+    """The run in one cell of the grid (value and its number for each key), None where there are mistakes."""
+    draft = {key: dict(value) if isinstance(value, dict) else value for key, value in body.items()}
+    for dotted, (_, value) in cell.items():
+        section, _, leaf = dotted.rpartition(".")
+        if section and draft.get(section) is None:
+            draft[section] = {}
+        owner = draft[section] if section else draft
+        if isinstance(owner, dict):
+            owner[leaf] = value
+    try:
+        return RunConfig.model_validate(draft)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+    for details in found:
+        node: Any = draft
+        key: Key = ()
+        for part in details["loc"]:
+            if isinstance(node, list) == isinstance(part, int):  # otherwise the tag of a union
+                key, node = (*key, part), node.get(part) if isinstance(node, dict) else node[part]
+        got, expected = _explain(details, key)
+        key = (*key, details["ctx"]["at"]) if details["type"] == "related" else key
+        for n in (1, 2) if details["type"] != "extra_forbidden" else ():
+            axis = ".".join(str(part) for part in key[:n])
+            key = ("grid", axis, cell[axis][0], *key[n:]) if axis in cell else key
+        mistakes.add(key, got=got, expected=expected)
+    return None
+
+
+def read_study(path: str | Path, *, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file, put the overrides in, and check every run it asks for.
+
+    An override is "dotted.key=value" with the value in YAML; "grid.adapter.r=[4, 8]" sets an axis of the grid. A
+    value in the grid replaces the one in the body, so a body may keep a default; an override of the body, being the
+    last word, takes its key off the grid.
+
+    Raises:
+        ConfigError: with every mistake found, one a line: "file:line: key: got X, expected Y".
+        ResourceError: the file is there and may not be read.
+    """
+    text = read_text(Path(path))
+    mistakes = Mistakes(source=clip(str(path)))
+    raw = mistakes.parse(text, (), mistakes.at_line)
+    if not isinstance(raw, dict):
+        got = "nothing" if raw is None else show(raw)
+        mistakes.add((), got=got, expected="a mapping with keys such as model, target and adapter")
+        mistakes.refused.add(())
+        raw = {}
+    for override in overrides:
+        _override(raw, override, mistakes)
+    axes = _axes(raw.get("grid"), mistakes)
+    body = {key: value for key, value in raw.items() if key != "grid"}
+    cells = itertools.product(*(enumerate(values) for values in axes.values()))
+    runs = [_run(body, dict(zip(axes, cell, strict=True)), mistakes) for cell in cells]
+    if mistakes.lines:
+        raise mistakes.error()
+    return Study(source=str(path), runs=tuple(run for run in runs if run is not None), raw=raw)

@@ -1,0 +1,338 @@
+"""Text into tokens: documents from files, hub or package; chat templates and loss masks; packed and measured blocks.
+
+Everything is deterministic: the same data, tokenizer and seed give the same blocks in the same order.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Int
+
+from holdfast import builtin
+from holdfast.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
+_FORMATS = "a column 'text', columns 'prompt' and 'completion', or a column 'messages'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One row of a data set in one of three formats: `text`, `prompt` and `completion`, or `messages`."""
+
+    content: Mapping[str, Any]
+    place: str
+
+    @property
+    def format(self) -> str:
+        """`text`, `prompt` or `messages`."""
+        return next(iter(self.content))
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the content alone: two documents with the same text are the same document."""
+        canonical = json.dumps(self.content, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Named documents; `fingerprint` is the hex SHA-256 over all of them, in order."""
+
+    name: str
+    documents: tuple[Document, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Which text this is, whatever file it came from."""
+        return hashlib.sha256("".join(document.digest for document in self.documents).encode()).hexdigest()
+
+    def sample(self, documents: int | None) -> Corpus:
+        """So many documents (all of them for None), lowest SHA-256 first.
+
+        As good as a random sample, the same whatever the order of the file, and a smaller one is part of a larger one.
+        """
+        chosen = sorted(self.documents, key=lambda document: document.digest)[:documents]
+        return Corpus(name=self.name, documents=tuple(chosen))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A document as tokens.
+
+    `scored[t]` says whether token t is one to be predicted: never the first; of a prompt and completion only the
+    completion; of a conversation only what the assistant says, its end-of-turn mark included.
+    """
+
+    ids: Int[np.ndarray, " t"]
+    scored: Bool[np.ndarray, " t"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A batch of rows of tokens for one forward pass.
+
+    Position t predicts token t+1 of the same row, so `scored[:, 0]` is always False. `positions` restart at 0 with each
+    document; `document` says which document of the corpus a token belongs to (-1: padding).
+    """
+
+    ids: Int[np.ndarray, "b t"]
+    scored: Bool[np.ndarray, "b t"]
+    positions: Int[np.ndarray, "b t"]
+    document: Int[np.ndarray, "b t"]
+
+
+def read_corpus(spec: str) -> Corpus:
+    """The documents of a data spec.
+
+    A spec is `builtin:name`, a `.jsonl[.gz]`, `.parquet` or `.txt` path, a folder of them, or `org/name[:config][@split]`
+    from the hub (split `train` unless named). A `.txt` file is one document. Column formats are TRL's.
+
+    Raises:
+        DataError: nothing there, an unreadable row, or no known columns; the message names file and row.
+    """
+    if spec.startswith(builtin.PREFIX):
+        return _corpus(spec.removeprefix(builtin.PREFIX), _file_rows(builtin.text_path(spec)), spec)
+    path = Path(spec)
+    if path.is_dir():
+        paths = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
+        return _corpus(path.resolve().name, (row for p in paths for row in _file_rows(p)), spec)
+    if path.is_file():
+        return _corpus(path.name.split(".")[0], _file_rows(path), spec)
+    if path.name.endswith(SUFFIXES) or spec.startswith((".", "/", "~")):
+        raise DataError(f"got {spec!r}, expected a file or folder there, at {path.resolve()}")
+    return _corpus(spec.partition("@")[0].partition(":")[0].split("/")[-1], _hub_rows(spec), spec)
+
+
+def _corpus(name: str, rows: Iterator[tuple[str, Mapping[str, Any]]], spec: str) -> Corpus:
+    documents = tuple(_document(row, place) for place, row in rows)
+    if not documents:
+        raise DataError(f"got no documents, expected at least one, at {spec}")
+    formats = {document.format for document in documents}
+    if len(formats) > 1:
+        raise DataError(f"got documents in several formats ({', '.join(sorted(formats))}), expected one, at {spec}")
+    return Corpus(name=name, documents=documents)
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, row) for each row of a local file."""
+    try:
+        if path.suffix == ".parquet":
+            for number, record in enumerate(pd.read_parquet(path).to_dict("records"), 1):
+                yield f"{path}, row {number}", {str(key): value for key, value in record.items()}
+            return
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"got bytes that are not UTF-8, expected UTF-8 text, at {path}:{line}") from error
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}, at {path}") from error
+    if path.suffix == ".txt":
+        yield str(path), {"text": text}
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"got broken JSON ({error}), expected one object a line, at {path}:{number}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"got a {type(row).__name__}, expected an object, at {path}:{number}")
+        yield f"{path}:{number}", row
+
+
+def _hub_rows(spec: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, row) for each row of a hub data set."""
+    import datasets  # noqa: PLC0415  (half a second, and only here)
+
+    rest, _, split = spec.partition("@")
+    name, _, config = rest.partition(":")
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split or "train")
+    except Exception as error:  # the library raises many kinds, its own and its network stack's
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"data set {spec!r} cannot be loaded: {first}") from error
+    for number, row in enumerate(rows, 1):
+        yield f"{spec}, row {number}", row
+
+
+def _document(row: Mapping[str, Any], place: str) -> Document:
+    """One row, reduced to the columns of its format and checked."""
+    if "messages" in row:
+        messages = row["messages"]
+        messages = messages.tolist() if isinstance(messages, np.ndarray) else messages
+        if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+            raise DataError(f"got messages {messages!r:.60}, expected a list of {{role, content}}, at {place}")
+        for message in messages:
+            if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+                raise DataError(f"got message {message!r:.60}, expected texts 'role' and 'content', at {place}")
+        if not any(message["role"] == "assistant" for message in messages):
+            raise DataError(f"got a conversation in which the assistant says nothing, expected an answer, at {place}")
+        return Document(
+            content={"messages": [{"role": m["role"], "content": m["content"]} for m in messages]}, place=place
+        )
+    keys = ("prompt", "completion") if "prompt" in row and "completion" in row else ("text",)
+    if not all(key in row for key in keys):
+        raise DataError(f"got columns {sorted(row)}, expected {_FORMATS}, at {place}")
+    for key in keys:
+        if not isinstance(row[key], str) or not row[key].strip():
+            raise DataError(f"got {key} {row[key]!r:.60}, expected a text that is not empty, at {place}")
+    return Document(content={key: row[key] for key in keys}, place=place)
+
+
+def split(corpus: Corpus, *, held_out: int) -> tuple[Corpus, Corpus]:
+    """(training part, held-out part): so many documents that are measured and never trained on.
+
+    The choice depends on the documents' contents alone (lowest SHA-256 first), so every run, seed and row order of a study
+    holds out the same ones. Copies of one document count once and never stand on both sides.
+
+    Raises:
+        DataError: too few distinct documents to leave any for training.
+    """
+    distinct = {document.digest: document for document in corpus.documents}
+    if len(distinct) <= held_out:
+        raise DataError(
+            f"got {len(distinct)} distinct documents in {corpus.name}, expected more than the {held_out} to be held out"
+        )
+    chosen = sorted(distinct)[:held_out]
+    training = tuple(document for digest, document in distinct.items() if digest not in set(chosen))
+    return (
+        Corpus(name=corpus.name, documents=training),
+        Corpus(name=corpus.name, documents=tuple(distinct[digest] for digest in chosen)),
+    )
+
+
+def tokenise(document: Document, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """A document as tokens with its loss mask; see `Tokens`. A text or completion ends with the end-of-sequence token.
+
+    Conversations pass through the tokenizer's chat template. The assistant's tokens are found by rendering the conversation
+    up to and through each answer and taking the characters in between, so no marks in the template are needed.
+
+    Raises:
+        DataError: no chat template, a template that rewrites earlier turns, or nothing left to predict.
+    """
+    if document.format == "messages":
+        text, spans = _render_chat(document, tokenizer)
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+        starts, ends = np.asarray(encoded["offset_mapping"]).reshape(-1, 2).T
+        scored = np.zeros(len(ids), dtype=bool)
+        for low, high in spans:
+            scored |= (starts < high) & (ends > low)
+    else:
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        prompt = tokenizer(document.content["prompt"])["input_ids"] if document.format == "prompt" else []
+        answer = document.content["completion" if document.format == "prompt" else "text"]
+        rest = tokenizer(answer, add_special_tokens=not prompt)["input_ids"] + end
+        ids = np.asarray(prompt + rest, dtype=np.int64)
+        scored = np.arange(len(ids)) >= len(prompt)
+    if len(ids):
+        scored[0] = False  # nothing stands before it to predict it from
+    if not scored.any():
+        raise DataError(f"got no token to predict after tokenising, expected at least one, at {document.place}")
+    return Tokens(ids=ids, scored=scored)
+
+
+def _render_chat(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[tuple[int, int]]]:
+    """The conversation as the template writes it, and the character ranges the assistant wrote."""
+    if tokenizer.chat_template is None:
+        raise DataError(f"got a conversation, but the model's tokenizer has no chat template, at {document.place}")
+    messages = list(document.content["messages"])
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = str(tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True))
+        through = str(tokenizer.apply_chat_template(messages[: index + 1], tokenize=False))
+        if not (text.startswith(through) and through.startswith(before)):
+            raise DataError(
+                f"got a chat template that rewrites turn {index + 1} when later turns follow, expected one that only appends; "
+                f"split the conversation into one answer a row, at {document.place}"
+            )
+        spans.append((len(before), len(through.rstrip())))
+    return text, spans
+
+
+def packed_batches(
+    documents: Sequence[Tokens], *, context: int, rows: int, seed: int, skip: int = 0
+) -> Iterator[Block]:
+    """Training batches without padding, for ever: documents shuffled, laid end to end and cut into rows of `context`.
+
+    Each epoch has its own order from (seed, epoch). Positions restart at each document and at each cut, so attention never
+    crosses from one document into the next and a short document's loss is what it would be alone. The remainder of an
+    epoch that fills no row leads the next one, so no token is lost. Depends on the documents and these numbers alone:
+    every rank of a study sees the same batches. `skip` leaves out so many batches at the start.
+    """
+    ids, scored, positions = (np.zeros(0, dtype=dtype) for dtype in (np.int64, bool, np.int64))
+    epoch = 0
+    size = rows * context
+    while True:
+        while len(ids) < size:
+            order = np.random.default_rng([seed, epoch]).permutation(len(documents))
+            ids = np.concatenate([ids, *(documents[i].ids for i in order)])
+            scored = np.concatenate([scored, *(documents[i].scored for i in order)])
+            positions = np.concatenate([positions, *(np.arange(len(documents[i].ids)) for i in order)])
+            epoch += 1
+        block_positions = positions[:size].reshape(rows, context)
+        block_scored = scored[:size].reshape(rows, context).copy()
+        # A row that starts inside a document starts again at position 0, and its first token has nothing before it.
+        lead = np.where(np.cumsum(block_positions == 0, axis=1) == 0, block_positions[:, :1], 0)
+        block_scored[:, 0] = False
+        if skip:
+            skip -= 1
+        else:
+            yield Block(
+                ids=ids[:size].reshape(rows, context),
+                scored=block_scored,
+                positions=block_positions - lead,
+                document=np.zeros((rows, context), dtype=np.int64),
+            )
+        ids, scored, positions = ids[size:], scored[size:], positions[size:]
+
+
+def measured_blocks(documents: Sequence[Tokens], *, context: int, tokens: int) -> list[Block]:
+    """The batch plan of a measurement: every document cut into windows of `context`, similar lengths together.
+
+    Rows are padded on the right, where a causal model cannot see; a batch holds about `tokens` tokens. Base and tuned are
+    measured with the same plan, because batch shape alone moves floating-point results. Windows without a token to
+    predict are left out.
+    """
+    windows = [
+        (index, document.ids[start : start + context], document.scored[start : start + context])
+        for index, document in enumerate(documents)
+        for start in range(0, len(document.ids), context)
+    ]
+    windows = [window for window in windows if window[2][1:].any()]
+    windows.sort(key=lambda window: len(window[1]))
+    blocks: list[Block] = []
+    while windows:
+        width = len(windows[-1][1])
+        rows = max(1, tokens // width)
+        blocks.append(_padded(windows[-rows:], width))
+        windows = windows[:-rows]
+    return blocks
+
+
+def _padded(windows: Sequence[tuple[int, np.ndarray, np.ndarray]], width: int) -> Block:
+    shape = (len(windows), width)
+    ids, document = np.zeros(shape, dtype=np.int64), np.full(shape, -1)
+    scored = np.zeros(shape, dtype=bool)
+    for row, (index, window, mask) in enumerate(windows):
+        ids[row, : len(window)] = window
+        scored[row, 1 : len(window)] = mask[1:]
+        document[row, : len(window)] = index
+    return Block(ids=ids, scored=scored, positions=np.tile(np.arange(width), (shape[0], 1)), document=document)

@@ -1,0 +1,271 @@
+"""The paper's figures from the user's own runs: one function per figure, table -> chart.
+
+A chart is one Altair definition. `png` and `svg` draw it for a paper, without a browser; `page` gives the same
+definition for the report, where colours are the page's CSS variables (light, dark and print need no redrawing) and the
+width is the page's. Nothing here reads a file, opens a window or keeps state.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import vl_convert
+
+from holdfast.errors import DataError
+from holdfast.laws import Fit, Laws
+from holdfast.stats import rounded
+
+LEVEL = 0.9
+"""Two-sided level of every band drawn here."""
+
+LABELS = {
+    "target_nll": "Target loss",
+    "kl_base_tuned": "Forgetting, KL(base‖tuned)",
+    "hard_cross_entropy": "Hard forgetting loss",
+}
+"""What each quantity that can be drawn is called on an axis."""
+
+UNIT = "nats per token"
+CURVE_POINTS = 80
+WIDTH, HEIGHT = 640, 340
+FONT = "system-ui, Helvetica, Arial, sans-serif"
+
+# Ranks take the plasma map, cut so that each colour keeps 3:1 contrast with its background: dark to light on paper,
+# dim to bright on a dark screen, and the same order of hues in both. Shapes say the rank again without colour.
+LIGHT = {
+    "ink": "#1a211f",
+    "muted": "#5b6663",
+    "rule": "#d9dedb",
+    "rank-0": "#360598",
+    "rank-1": "#5502a4",
+    "rank-2": "#7201a8",
+    "rank-3": "#8e0ba5",
+    "rank-4": "#a72198",
+    "rank-5": "#bc3686",
+    "rank-6": "#ce4b76",
+    "rank-7": "#de6065",
+}
+"""Colours of a chart on white, by name; `page` writes the name as a CSS variable instead."""
+
+DARK = {
+    "ink": "#e4e9e6",
+    "muted": "#98a49f",
+    "rule": "#333b38",
+    "rank-0": "#c6417d",
+    "rank-1": "#d5536f",
+    "rank-2": "#e26561",
+    "rank-3": "#ed7854",
+    "rank-4": "#f58c46",
+    "rank-5": "#fba139",
+    "rank-6": "#fdb92c",
+    "rank-7": "#fbd225",
+}
+"""The same names on a dark page."""
+
+RANK_COLOURS = sum(name.startswith("rank-") for name in LIGHT)
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
+
+
+def loss_against_forgetting(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_base_tuned") -> alt.LayerChart:
+    """Forgetting against target loss, a mark per measurement, with the fitted line: the paper's Figure 2.
+
+    Nats per token on both axes: learning runs to the left, forgetting upwards. The finding to look for is that all
+    ranks share one line. The band is the line's 90 % interval, clustered by run, over the fitted range only. `points`
+    are those of `laws.points`; where a column `in_fit` says False, the mark is hollow. Clicking a rank isolates it.
+
+    Source: Kalajdzievski 2024, arXiv 2401.05605, figure 2.
+
+    Raises:
+        DataError: `points` is empty or lacks a column.
+    """
+    marks = _marks(points, x=alt.X("target_nll:Q", title=_axis("target_nll"), scale=_SPREAD), quantity=quantity)
+    fit = None if laws is None else laws.lines.get(quantity)
+    if fit is None:
+        return _styled([marks], title=f"{LABELS[quantity]} against target loss")
+    grid = np.linspace(*fit.domain["target_nll"], CURVE_POINTS)
+    curve = _chart(_curve(fit, {"target_nll": grid}, quantity=quantity).to_dict("records"))
+    x, y = alt.X("target_nll:Q"), alt.Y(f"{quantity}:Q")
+    band = curve.mark_area(color=LIGHT["ink"], opacity=0.13).encode(x, alt.Y("low:Q"), alt.Y2("high"))
+    line = curve.mark_line(color=LIGHT["ink"], strokeWidth=1.6).encode(x, y)
+    slope = fit.parameters["slope"]
+    price = f"Each nat of target loss gained goes with {rounded(slope.value, slope.stderr)} nats of forgetting"
+    return _styled([band, line, marks], title=price)
+
+
+def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_base_tuned") -> alt.LayerChart:
+    """A quantity along the steps of every run, with a fitted curve per rank: the paper's Figure 3.
+
+    Nats per token against update steps. The curves are the joint law in trainable parameters and steps, over the
+    fitted steps only; the 90 % band of a rank appears when its legend entry is clicked. Marks as in
+    `loss_against_forgetting`.
+
+    Source: Kalajdzievski 2024, arXiv 2401.05605, figure 3.
+
+    Raises:
+        DataError: `points` is empty or lacks a column.
+    """
+    marks = _marks(points, x=alt.X("steps:Q", title="Update steps"), quantity=quantity)
+    fit = None if laws is None else laws.joint.get(quantity)
+    title = f"{LABELS[quantity]} along training"
+    if fit is None:
+        return _styled([marks], title=title)
+    steps = np.linspace(*fit.domain["steps"], CURVE_POINTS)
+    curves = [
+        _curve(fit, {"trainable_params": np.full_like(steps, params), "steps": steps}, quantity=quantity).assign(r=r)
+        for r, params in sorted(set(zip(points["r"], points["trainable_params"], strict=True)))
+    ]
+    fitted = _chart(pd.concat(curves).to_dict("records"))
+    colour = _rank_scale(points["r"], [LIGHT[f"rank-{i}"] for i in range(RANK_COLOURS)])
+    x, y, r = alt.X("steps:Q"), alt.Y(f"{quantity}:Q"), alt.Stroke("r:O", title="Rank", scale=colour)
+    isolated = alt.condition(_ISOLATE, alt.value(0.18), alt.value(0), empty=False)
+    faded = alt.condition(_ISOLATE, alt.value(1), alt.value(0.15))
+    band = fitted.mark_area().encode(
+        x, alt.Y("low:Q"), alt.Y2("high"), alt.Fill("r:O", title="Rank", scale=colour), opacity=isolated
+    )
+    lines = fitted.mark_line(strokeWidth=1.6).encode(x, y, r, alt.Detail("trainable_params:N"), opacity=faded)
+    return _styled([band, lines, marks], title=title)
+
+
+def specification(chart: alt.LayerChart) -> dict[str, Any]:
+    """The chart as a Vega-Lite specification: plain data, safe to encode as JSON."""
+    with alt.theme.enable("none"):
+        spec: dict[str, Any] = chart.to_dict()
+    return spec
+
+
+def page(chart: alt.LayerChart) -> dict[str, Any]:
+    """The chart's specification for the report: as wide as its place, coloured by CSS variables, without its title.
+
+    The page sets the title as text, where it wraps. Data are left as they are.
+    """
+    variables = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
+    spec = {
+        key: part if key == "datasets" else _replaced(part, variables)
+        for key, part in specification(chart).items()
+        if key != "title"
+    }
+    return {**spec, "width": "container", "background": "transparent"}
+
+
+def title(chart: alt.LayerChart) -> str:
+    """What the chart shows, in words."""
+    return str(chart.title)
+
+
+def png(chart: alt.LayerChart, *, scale: float = 2.0) -> bytes:
+    """The chart as a PNG on white, `scale` pixels per point."""
+    return bytes(vl_convert.vegalite_to_png(json.dumps(specification(chart)), vl_version=_vl_version(), scale=scale))
+
+
+def svg(chart: alt.LayerChart) -> str:
+    """The chart as an SVG document on white."""
+    return str(vl_convert.vegalite_to_svg(json.dumps(specification(chart)), vl_version=_vl_version()))
+
+
+_SPREAD = alt.Scale(zero=False)
+_ISOLATE = alt.selection_point(name="rank", fields=["r"], bind="legend")
+
+
+def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
+    """The measurements, and the legend that isolates a rank."""
+    needed = ("run", "r", "steps", "trainable_params", "target_nll", "target_nll_stderr", quantity, f"{quantity}_stderr")
+    missing = [column for column in needed if column not in points.columns]
+    if missing or points.empty:
+        raise DataError(f"got {len(points)} points lacking columns {missing}, expected those of laws.points, at a figure")
+    colour = _rank_scale(points["r"], [LIGHT[f"rank-{i}"] for i in range(RANK_COLOURS)])
+    measured = list(dict.fromkeys(["target_nll", quantity]))
+    values = [_measurement(row, measured) for row in points.sort_values(["r", "run", "steps"]).to_dict("records")]
+    return (
+        _chart(values)
+        .mark_point(size=44, strokeWidth=1.3, aria=False)
+        .encode(
+            x,
+            alt.Y(f"{quantity}:Q", title=_axis(quantity), scale=_SPREAD),
+            alt.Stroke("r:O", title="Rank", scale=colour),
+            alt.Fill("r:O", title="Rank", scale=colour),
+            alt.Shape("r:O", title="Rank", scale=_rank_scale(points["r"], SHAPES)),
+            fillOpacity=alt.condition("datum.in_fit", alt.value(0.85), alt.value(0)),
+            opacity=alt.condition(_ISOLATE, alt.value(1), alt.value(0.1)),
+            tooltip=[
+                alt.Tooltip("run:N", title="Run"),
+                alt.Tooltip("r:O", title="Rank"),
+                alt.Tooltip("steps:Q", title="Step"),
+                *(alt.Tooltip(f"{name}_text:N", title=LABELS[name]) for name in measured),
+            ],
+        )
+        .add_params(_ISOLATE)
+    )
+
+
+def _measurement(row: Mapping[str, Any], quantities: Iterable[str]) -> dict[str, Any]:
+    """What one mark holds: its place, and each quantity with its error as the tooltip says it."""
+    held = {"run": row["run"], "r": row["r"], "steps": row["steps"], "in_fit": row.get("in_fit", True)}
+    for name in quantities:
+        value, error = row[name], row[f"{name}_stderr"]
+        held |= {name: value, f"{name}_text": f"{rounded(value, error)} ± {rounded(error, error)}"}
+    return held
+
+
+def _curve(fit: Fit, inputs: dict[str, np.ndarray], *, quantity: str) -> pd.DataFrame:
+    """A law and its interval along some inputs."""
+    prediction = fit.predict(**inputs)
+    low, high = prediction.interval(LEVEL)
+    return pd.DataFrame({**inputs, quantity: prediction.mean, "low": low, "high": high})
+
+
+def _chart(values: Sequence[Mapping[str, Any]]) -> alt.Chart:
+    """A chart of values written out; a number that is not finite becomes absent, which Vega leaves undrawn."""
+    return alt.Chart(alt.InlineData([{name: _plain(value) for name, value in row.items()} for row in values]))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _rank_scale(ranks: Iterable[int], steps: Sequence[str]) -> alt.Scale:
+    """The ranks spread evenly over some colours or shapes, so that two look as different as they can."""
+    domain = sorted(set(map(int, ranks)))
+    last = max(len(domain) - 1, 1)
+    return alt.Scale(domain=domain, range=[steps[round(i * (len(steps) - 1) / last)] for i in range(len(domain))])
+
+
+def _axis(quantity: str) -> str:
+    return f"{LABELS[quantity]} ({UNIT})"
+
+
+def _styled(layers: Sequence[alt.Chart], *, title: str) -> alt.LayerChart:
+    text = {"labelColor": LIGHT["muted"], "titleColor": LIGHT["muted"], "labelFontSize": 12, "titleFontSize": 12}
+    return (
+        alt.layer(*layers)
+        .properties(width=WIDTH, height=HEIGHT, title=title, background="white")
+        .configure(font=FONT, autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
+        .configure_view(stroke=None)
+        .configure_axis(
+            **text, titleFontWeight="normal", titlePadding=10, labelPadding=6, domain=False, ticks=False,
+            gridColor=LIGHT["rule"], tickCount=6,
+        )
+        .configure_legend(
+            **text, titleFontWeight="normal", orient="top", direction="horizontal", symbolStrokeWidth=1.3, offset=8,
+        )
+        .configure_title(color=LIGHT["ink"], fontSize=14, fontWeight=600, anchor="start", offset=12)
+    )  # fmt: skip
+
+
+def _replaced(part: Any, names: Mapping[str, str]) -> Any:
+    """The same specification with each whole string that is a key replaced by its value."""
+    if isinstance(part, dict):
+        return {key: _replaced(item, names) for key, item in part.items()}
+    if isinstance(part, list):
+        return [_replaced(item, names) for item in part]
+    return names.get(part, part) if isinstance(part, str) else part
+
+
+def _vl_version() -> str:
+    """The Vega-Lite of the definitions, so that every drawing is by the same library."""
+    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])

@@ -1,0 +1,195 @@
+"""Numbers with uncertainty: what a value is, how sure we are of it, and how many of its digits to print.
+
+The unit that carries uncertainty is never the token or the checkpoint but what was drawn independently: the document
+for a measured mean, the run for a fitted law. Everything here is clustered by that unit.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtr, stdtrit
+
+FloatArray = npt.NDArray[np.float64]
+
+SINGULAR = 1e-12
+"""Smallest eigenvalue, of parameters scaled to a curvature of 1, that is more than rounding."""
+
+READABLE_PLACES = 6
+"""Decimal places up to which a number prints in full; beyond, powers of ten read better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value, its standard error, and the number n of independent units both come from.
+
+    With fewer than two units the standard error is nan: one document says nothing of how documents differ.
+    """
+
+    value: float
+    stderr: float
+    n: int
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """The central interval of this level, by Student's t with n − 1 degrees of freedom; nan where n < 2."""
+        margin = t_quantile((1 + level) / 2, self.n - 1) * self.stderr
+        return self.value - margin, self.value + margin
+
+    def __str__(self) -> str:
+        if math.isnan(self.stderr):
+            return f"{rounded(self.value, self.stderr)} (n = {self.n})"
+        return f"{rounded(self.value, self.stderr)} ± {rounded(self.stderr, self.stderr)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold; nan becomes None."""
+        return as_dict(self)
+
+    @classmethod
+    def from_dict(cls, held: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(value=number(held["value"]), stderr=number(held["stderr"]), n=held["n"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a law expects, in the unit of its quantity; numbers, or arrays when the inputs were."""
+
+    mean: float | FloatArray
+    stderr: float | FloatArray
+    """Uncertainty of the law itself, by the delta method."""
+    scatter: float
+    """Standard deviation of single measurements about the law, which no number of runs removes."""
+    dof: int
+    extrapolates: bool | npt.NDArray[np.bool_]
+    """Some input lies outside what was fitted: the interval then rests on the formula being right."""
+
+    def interval(self, level: float = 0.9) -> tuple[float | FloatArray, float | FloatArray]:
+        """Where the law lies: the average over many runs made like this, by Student's t."""
+        margin = t_quantile((1 + level) / 2, self.dof) * self.stderr
+        return self.mean - margin, self.mean + margin
+
+    def run_quantile(self, probability: float) -> float | FloatArray:
+        """What one new run stays below with this probability: the law's uncertainty and a run's own scatter."""
+        return self.mean + t_quantile(probability, self.dof) * np.hypot(self.stderr, self.scatter)
+
+    def probability_above(self, limit: float) -> float | FloatArray:
+        """The probability that one new run measures more than `limit`; the inverse of `run_quantile`."""
+        chance: float | FloatArray = unwrapped(
+            stdtr(self.dof, (self.mean - limit) / np.hypot(self.stderr, self.scatter))
+        )
+        return chance
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold; nan becomes None."""
+        return as_dict(self)
+
+
+def ratio_of_sums(numerators: npt.ArrayLike, counts: npt.ArrayLike) -> Estimate:
+    """Mean per token over G documents, each given as its sum and its count of scored tokens.
+
+        value   = Σ numerator / Σ count
+        stderr² = (G−1)/G · Σ_i ( (numerator_i − value · count_i) / (Σ count − count_i) )²
+
+    Long documents weigh more, as their tokens do. Clustered by document: the tokens of one document are alike, so G
+    documents are G samples however long they are. Each term is how far the value moves when document i is left out
+    (the jackknife, the ratio's case of `clustered_covariance`). Among equal documents this is the textbook linearised
+    √(G/(G−1) Σ (numerator − value · count)²) / Σ count; among unequal ones that form is too small, because a long
+    document drags the value towards itself.
+
+    A document without scored tokens is not a unit. Without any document the value is nan, with one its error is.
+
+    Raises:
+        ValueError: not one sum and one count, at least 0, for each document.
+    """
+    sums, tokens = np.asarray(numerators, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    if sums.ndim != 1 or sums.shape != tokens.shape or (tokens < 0).any():
+        raise ValueError(f"got {sums.shape} sums and {tokens.shape} counts, expected one of each >= 0 per document")
+    sums, tokens = sums[tokens > 0], tokens[tokens > 0]
+    documents, total = len(tokens), float(tokens.sum())
+    value = float(sums.sum()) / total if documents else math.nan
+    if documents < 2:
+        return Estimate(value=value, stderr=math.nan, n=documents)
+    moves = (sums - value * tokens) / (total - tokens)
+    return Estimate(value=value, stderr=math.sqrt((documents - 1) / documents * float(moves @ moves)), n=documents)
+
+
+def clustered_covariance(*, scores: FloatArray, curvatures: FloatArray, clusters: npt.ArrayLike) -> FloatArray:
+    """Covariance (k, k) of k parameters fitted to n points that come in G clusters, such as the checkpoints of a run.
+
+    The fit makes `scores` (n, k), each point's pull on the parameters, sum to zero; `curvatures` (n, k, k) is how each
+    pull weakens as the parameters follow it (for least squares: scores J·residual, curvatures J Jᵀ). With s and A
+    their sums over cluster g, and B the sum of all A,
+
+        d_g = (B − A_g)⁻¹ s_g              covariance = (G−1)/G · Σ_g d_g d_gᵀ
+
+    d_g is, to first order, how far the parameters would move if cluster g had not been run. This jackknife form of the
+    sandwich estimator (CR3) stays honest with few clusters, where the plain one (CR1) is too sure of itself; read it
+    with Student's t and G − 1 degrees of freedom. All nan when leaving a cluster out leaves the parameters
+    undetermined, or when there is only one.
+
+    Source: MacKinnon, Nielsen, Webb 2023, "Cluster-robust inference: a guide to empirical practice", section 2.
+    """
+    names, member = np.unique(np.asarray(clusters), return_inverse=True)
+    groups, k = len(names), scores.shape[1]
+    curvature = np.einsum("nii->i", curvatures)
+    undetermined = np.full((k, k), np.nan)
+    if groups < 2 or not (curvature > 0).all():
+        return undetermined
+    scale = np.sqrt(curvature)
+    pulls, weakenings = np.zeros((groups, k)), np.zeros((groups, k, k))
+    np.add.at(pulls, member, scores / scale)
+    np.add.at(weakenings, member, curvatures / np.outer(scale, scale))
+    without = weakenings.sum(axis=0) - weakenings
+    if np.linalg.eigvalsh(without).min() < SINGULAR:
+        return undetermined
+    moves = np.linalg.solve(without, pulls[:, :, None])[:, :, 0] / scale
+    covariance: FloatArray = (groups - 1) / groups * moves.T @ moves
+    return covariance
+
+
+def t_quantile(probability: float, dof: float) -> float:
+    """Student's t quantile; nan without a degree of freedom."""
+    return float(stdtrit(dof, probability)) if dof > 0 else math.nan
+
+
+def rounded(value: float, error: float) -> str:
+    """A value with the digits its error deserves: down to the error's first digit, or its second if the first is 1."""
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
+        return f"{value:.3g}"
+    leading = f"{error:.1e}"
+    digits = 2 if leading.startswith("1") else 1
+    places = digits - 1 - int(f"{error:.{digits - 1}e}".split("e")[1])
+    text = f"{round(value, places) + 0.0:.{max(places, 0)}f}"
+    return text if places <= READABLE_PLACES else str(float(text))
+
+
+def unwrapped(values: npt.NDArray[Any]) -> Any:
+    """A number where the array has no axes, the array otherwise."""
+    return values.item() if values.ndim == 0 else values
+
+
+def as_dict(noun: Any) -> dict[str, Any]:
+    """A frozen dataclass as what JSON can hold: arrays and tuples become lists, a number that is not finite None."""
+    return {field.name: _plain(getattr(noun, field.name)) for field in dataclasses.fields(noun)}
+
+
+def number(value: float | None) -> float:
+    """The inverse of `as_dict` for one number: None becomes nan."""
+    return math.nan if value is None else value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return as_dict(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,177 @@
+"""How Holdfast speaks in a terminal: progress with an estimate of when it ends, tables, and plain lines elsewhere.
+
+Results go to stdout, everything else to stderr. Text that came from a file or a model is escaped, never marked up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from holdfast import sweeps, training
+    from holdfast.config import Study
+    from holdfast.errors import HoldfastError
+    from holdfast.laws import Fit, Laws
+    from holdfast.meter import ForgettingReport
+    from holdfast.planning import Plan
+
+LEVEL = 0.9
+"""Of every interval printed beside a law or a plan."""
+
+
+def out() -> Console:
+    """Where results go."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Where progress, warnings and errors go."""
+    return Console(stderr=True, highlight=False)
+
+
+def show_error(error: HoldfastError) -> None:
+    """One refusal, in as many lines as it has mistakes to name."""
+    err().print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True)
+
+
+class SweepProgress:
+    """Follows a sweep: two bars with an estimate of the end in a terminal, a plain line per measurement elsewhere.
+
+    A class because it holds the display that is redrawn, and when the work began.
+    """
+
+    def __init__(self) -> None:
+        self._console = err()
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %  {task.fields[note]}"))
+        self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        self._study = self._bars.add_task("study", total=1.0, note="")
+        self._run = self._bars.add_task("run", total=1.0, note="")
+        self._began, self._runs_before = math.nan, 0
+        self._losses: list[float] = []
+
+    def __enter__(self) -> SweepProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, at: sweeps.Progress) -> None:
+        """Show the next thing that happened."""
+        name = f"run {at.index + 1}/{at.runs}, r = {at.run.adapter.r}"
+        if at.state != "in progress":
+            self._show_end(at, name)
+        elif at.event is None:
+            if math.isnan(self._began):
+                self._began, self._runs_before = time.monotonic(), at.index
+            self._losses = []
+            self._bars.update(self._run, description=name, completed=0, note="preparing")
+        else:
+            self._show_event(at, at.event, name)
+
+    def _show_event(self, at: sweeps.Progress, event: training.Event, name: str) -> None:
+        made = at.index + event.share
+        left = (time.monotonic() - self._began) / (made - self._runs_before) * (at.runs - made)
+        loss = "" if math.isnan(event.loss) else f", loss {event.loss:.3f}"
+        self._bars.update(self._study, completed=made / at.runs, note=f"about {duration(left)} left")
+        self._bars.update(self._run, completed=event.share, note=f"step {event.step}/{at.run.steps}{loss}")
+        if event.report is not None and event.role == "target":
+            self._losses.append(event.report.nll.value)
+        elif event.report is not None and not self._console.is_terminal:
+            self._console.print(
+                f"{name}, step {event.step}/{at.run.steps}: held-out loss {self._losses[-1]:.3f}, forgetting "
+                f"{event.report.kl_base_tuned} on {event.report.corpus}; about {duration(left)} left",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
+
+    def _show_end(self, at: sweeps.Progress, name: str) -> None:
+        self._bars.update(self._study, completed=(at.index + 1) / at.runs)
+        colour = {"done": "green", "diverged": "yellow", "failed": "red"}[at.state]
+        change = f", held-out loss {self._losses[0]:.3f} → {self._losses[-1]:.3f}" if self._losses else ""
+        reason = f": {escape(at.reason)}" if at.reason else ""
+        self._console.print(
+            f"{name}: [{colour}]{at.state}[/]{reason}{change}  [dim]{at.run.name}[/]", soft_wrap=True
+        )
+
+
+def sweep_with_progress(study: Study | Path, *, out: Path, device: str, retry_failed: bool = False) -> pd.DataFrame:
+    """`sweeps.sweep`, followed on stderr."""
+    from holdfast import sweeps
+
+    with SweepProgress() as progress:
+        return sweeps.sweep(study, out=out, device=device, retry_failed=retry_failed, tell=progress)
+
+
+def show_forgetting(reports: Iterable[ForgettingReport]) -> None:
+    """One row per text: forgetting in nats per token, and what else changed."""
+    table = Table("text", "documents", "tokens", "forgetting (KL)", "95 % interval", "agreement", "loss before", "loss after")
+    for report in reports:
+        low, high = report.kl_base_tuned.interval()
+        table.add_row(
+            escape(report.corpus), str(report.kl_base_tuned.n), f"{int(report.count.sum()):,}", str(report.kl_base_tuned),
+            f"{low:.3g} to {high:.3g}", str(report.agreement), str(report.base_nll), str(report.nll),
+        )  # fmt: skip
+    out().print(table)
+    out().print("Nats per scored token, ± standard error over documents. Agreement: share of equal next-token choices.")
+
+
+def show_laws(laws: Laws) -> None:
+    """Lines and joint laws with intervals, then every warning, then the price of learning in words."""
+    from holdfast.planning import price_in_words
+
+    table = Table("law", "of", "parameter", "value", f"{LEVEL:.0%} interval", "R²", "points", "runs")
+    for fit in (*laws.lines.values(), *laws.orthogonal.values(), *laws.joint.values()):
+        _add_fit(table, fit)
+    out().print(table)
+    show_warnings(dict.fromkeys([*laws.warnings, *(w for f in _fits(laws) for w in f.warnings)]))
+    out().print(escape(price_in_words(laws)), soft_wrap=True)
+
+
+def _fits(laws: Laws) -> list[Fit]:
+    return [*laws.lines.values(), *laws.orthogonal.values(), *laws.joint.values()]
+
+
+def _add_fit(table: Table, fit: Fit) -> None:
+    for position, (name, estimate) in enumerate(fit.parameters.items()):
+        low, high = estimate.interval(LEVEL)
+        interval = "not identified" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
+        first = position == 0
+        table.add_row(
+            f"{fit.law}, {fit.estimator}" if first else "", fit.quantity if first else "", name, f"{estimate.value:.4g}",
+            interval, f"{fit.r2:.4f}" if first else "", str(fit.n_points) if first else "", str(fit.n_runs) if first else "",
+            end_section=position == len(fit.parameters) - 1,
+        )  # fmt: skip
+
+
+def show_plan(plan: Plan) -> None:
+    """The recommendation in sentences, then every warning."""
+    headline = f"r = {plan.r}, {plan.steps} steps" if plan.feasible else "No rank and number of steps will do"
+    out().print(f"[bold]{headline}[/]")
+    for reason in plan.reasons:
+        out().print(f"  {escape(reason)}", soft_wrap=True)
+    show_warnings(plan.warnings)
+
+
+def show_warnings(warnings: Iterable[str]) -> None:
+    """Soft trouble, always printed."""
+    for warning in warnings:
+        err().print(f"[yellow]note[/] {escape(warning)}", soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

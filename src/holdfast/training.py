@@ -1,0 +1,241 @@
+"""One run, one loop, read top to bottom.
+
+A run reads its packed batches, takes its steps, and measures at the steps its config names. Measuring changes nothing:
+a measured run trains bit for bit like an unmeasured one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from peft import PeftModel
+from torch import Tensor
+from transformers import Adafactor, PreTrainedModel, PreTrainedTokenizerBase
+
+from holdfast import models
+from holdfast.config import Optimizer, RunConfig
+from holdfast.corpora import Block, Corpus, Tokens, packed_batches, read_corpus, split, tokenise
+from holdfast.errors import DataError, ModelError
+from holdfast.meter import ForgettingReport, ObservedBase, measure_on, observe_base
+from holdfast.store import QUANTITIES, Recorder, Role, Row
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Event:
+    """Something a run did: took update `step` with mean batch `loss` (nats per token), or measured a text of `role`.
+
+    `share` of the run's work is done, in tokens passed through the model, training counted twice.
+    """
+
+    step: int
+    share: float
+    loss: float
+    role: Role | None
+    report: ForgettingReport | None
+
+
+class Diverged(Exception):  # noqa: N818  (a state of a run, not a mistake)
+    """A loss or gradient that is NaN or infinite; ends the run, never becomes a number."""
+
+
+class _TrainingLoss(torch.autograd.Function):
+    """Summed next-token loss of hidden states under a frozen head, with logits only ever a slice of tokens at a time.
+
+    Equals `cross_entropy(hidden @ head.T, targets, reduction="sum")`: products in the inputs' precision, all else in
+    float32. The gradient with respect to `hidden` is made in the forward pass, so each slice of logits exists once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Float[Tensor, "t d"], head: Float[Tensor, "v d"], targets: Int[Tensor, " t"]
+    ) -> Float[Tensor, ""]:
+        gradient = torch.empty_like(hidden)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(hidden), 256):
+            rows, wanted = hidden[start : start + 256], targets[start : start + 256, None]
+            logits = (rows @ head.T).float()
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            total += (normaliser - logits.gather(1, wanted)).sum()
+            probabilities = logits.sub_(normaliser).exp_()
+            probabilities.scatter_add_(1, wanted, torch.full_like(normaliser, -1.0))
+            gradient[start : start + 256] = probabilities.to(head.dtype) @ head
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream, None, None
+
+
+def batch_loss(tuned: PeftModel, block: Block) -> Float[Tensor, ""]:
+    """Summed loss, in nats, over the scored tokens of a batch; the head is never applied to the others."""
+    head = models.output_head(tuned)
+    ids = torch.from_numpy(block.ids).to(head.device)
+    states = models.hidden_states(tuned, ids=ids, positions=torch.from_numpy(block.positions).to(head.device))
+    scored = torch.from_numpy(block.scored).to(head.device)
+    loss: Tensor = _TrainingLoss.apply(states[:, :-1][scored[:, 1:]].to(head.dtype), head, ids[scored])
+    return loss
+
+
+def learning_rate(config: Optimizer, *, step: int, steps: int) -> float:
+    """Learning rate of update `step` (from 0) of `steps`: linear warm-up, then constant or a half cosine down to 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    share = (step - config.warmup_steps) / (steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def make_optimizer(config: Optimizer, tuned: PeftModel) -> torch.optim.Optimizer:
+    """The update rule over the trainable parameters; the learning rate is set anew at every step.
+
+    Adafactor as in the paper's family of runs: second moments factored, no relative step, no parameter scaling, so that
+    its learning rate means what AdamW's does.
+    """
+    parameters = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+    if config.name == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return Adafactor(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, relative_step=False, scale_parameter=False
+    )
+
+
+def update(tuned: PeftModel, optimizer: torch.optim.Optimizer, blocks: list[Block], config: RunConfig, step: int) -> float:
+    """One update step over its micro-batches; returns the mean loss per scored token before it, in nats.
+
+    Gradients are summed over micro-batches and divided once by the step's scored tokens, so how a batch is cut into
+    micro-batches does not change what is learned.
+
+    Raises:
+        Diverged: the loss or the gradient is NaN or infinite; no parameter was moved.
+    """
+    scored = max(1, sum(int(block.scored.sum()) for block in blocks))
+    total = 0.0
+    for block in blocks:
+        loss = batch_loss(tuned, block)
+        (loss / scored).backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm or math.inf)
+    if not (math.isfinite(total) and torch.isfinite(norm)):
+        raise Diverged(f"step {step + 1}: got loss {total / scored:g} and gradient norm {norm.item():g}")
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config.optimizer, step=step, steps=config.steps)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total / scored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """The texts of a run: what is learned, and what is measured (the held-out part of it, and the retained texts)."""
+
+    training: Corpus
+    measured: tuple[tuple[Role, Corpus], ...]
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Hex SHA-256 of each, to know them again."""
+        prints = {f"{role}:{corpus.name}": corpus.fingerprint for role, corpus in self.measured}
+        return prints | {"training": self.training.fingerprint}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workbench:
+    """What the runs of a study share: the base, the tokens to train on, and what the base says of the measured texts."""
+
+    base: PreTrainedModel
+    training: tuple[Tokens, ...]
+    observed: tuple[tuple[Role, ObservedBase], ...]
+    weights_fingerprint: str
+
+
+def read_texts(config: RunConfig) -> Texts:
+    """Read every text a run needs.
+
+    Raises:
+        DataError: one cannot be read, or two measured texts have the same name.
+    """
+    training, held_out = split(read_corpus(config.target.data), held_out=config.target.held_out)
+    measured: list[tuple[Role, Corpus]] = [("target", held_out)]
+    measured += [("retain", read_corpus(spec).sample(config.measure.documents)) for spec in config.retain]
+    names = [corpus.name for _, corpus in measured]
+    if len(set(names)) < len(names):
+        raise DataError(f"got texts named {', '.join(names)}, expected each measured text to have a name of its own")
+    return Texts(training=training, measured=tuple(measured))
+
+
+def prepare(config: RunConfig, texts: Texts, *, device: str) -> Workbench:
+    """Load the base, tokenise the texts, and observe the base on the measured ones."""
+    tokenizer = models.load_tokenizer(config.model)
+    training = tuple(tokenise(document, tokenizer) for document in texts.training.documents)
+    base = models.load_base(config.model, dtype=config.dtype, device=device)
+    observed = tuple(
+        (role, observe_base(base, corpus, tokenizer=tokenizer, context=config.context)) for role, corpus in texts.measured
+    )
+    return Workbench(
+        base=base, training=training, observed=observed, weights_fingerprint=models.weights_fingerprint(base)
+    )
+
+
+def train(
+    tuned: PeftModel,
+    config: RunConfig,
+    bench: Workbench,
+    *,
+    recorder: Recorder | None,
+    tell: Callable[[Event], None] = lambda _: None,
+) -> None:
+    """Train one fresh adapter as its config says and measure it along the way; the one loop of the package.
+
+    Every run of a study sees the same batches in the same order (they depend on the data and the seed alone), so
+    differences between ranks are not differences between batches. Without a recorder nothing is measured.
+
+    Raises:
+        Diverged: the loss, the gradient or a measured number is NaN or infinite.
+    """
+    optimizer = make_optimizer(config.optimizer, tuned)
+    batches = packed_batches(bench.training, context=config.context, rows=config.batch_size, seed=config.seed)
+    measured_at = config.measured_steps() if recorder else ()
+    work = len(measured_at) * sum(o.tokens for _, o in bench.observed) + 2 * config.steps * config.batch_tokens
+    done = 0
+    torch.manual_seed(config.seed)  # dropout's
+    tuned.train()
+    loss = math.nan
+    for step in range(config.steps + 1):
+        if recorder and step in measured_at:
+            for role, observed in bench.observed:
+                report = _measure(tuned, observed, step)
+                done += observed.tokens
+                recorder.append(_rows(report, role=role, step=step, tokens=step * config.batch_tokens))
+                tell(Event(step=step, share=done / work, loss=loss, role=role, report=report))
+        if step < config.steps:
+            blocks = [next(batches) for _ in range(config.gradient_accumulation_steps)]
+            loss = update(tuned, optimizer, blocks, config, step)
+            done += 2 * config.batch_tokens
+            tell(Event(step=step + 1, share=done / work, loss=loss, role=None, report=None))
+
+
+def _measure(tuned: PeftModel, observed: ObservedBase, step: int) -> ForgettingReport:
+    try:
+        return measure_on(tuned, observed)
+    except ModelError as error:
+        raise Diverged(f"step {step}: {error}") from error
+
+
+def _rows(report: ForgettingReport, *, role: Role, step: int, tokens: int) -> list[Row]:
+    estimates = {quantity: report.estimate(quantity) for quantity in QUANTITIES}
+    return [
+        Row(
+            step=step, tokens=tokens, corpus=report.corpus, role=role, quantity=quantity, value=estimate.value,
+            stderr=estimate.stderr, documents=estimate.n, scored_tokens=int(report.count.sum()),
+        )
+        for quantity, estimate in estimates.items()
+    ]  # fmt: skip
