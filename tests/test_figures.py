@@ -5,63 +5,183 @@ import math
 from xml.etree import ElementTree
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from holdfast import figures, laws
 from holdfast.errors import DataError
+from simulated import study
 
-STEPS = (0, 20, 40, 60, 80, 100, 120, 150, 180, 210, 240, 260)
-QUANTITIES = (
-    "nll", "base_nll", "cross_entropy", "hard_cross_entropy", "base_entropy", "kl_base_tuned", "excess_nll", "agreement",
-)  # fmt: skip
-
-
-def study(*, ranks: tuple[int, ...] = (8, 32, 128, 256), noise: float = 0.002, seed: int = 0) -> pd.DataFrame:
-    """A table of runs that follow the paper's OpenOrca laws (theory: multiplicative form), and one that failed."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for i, r in enumerate(ranks):
-        params = 2_498_560 * r
-        for step in STEPS:
-            gap = (params / 1.13e8) ** -0.13 * (step / 114) ** -0.53 if step else 0.0
-            loss = 0.61 + 0.0815 * gap + rng.normal(0, noise) if step else 1.1
-            kl = 0.6 - 0.1416 * gap + rng.normal(0, noise) if step else 0.0
-            shared = about(f"{i:012x}", r) | {"trainable_params": params, "step": step, "tokens": step * 16384.0}
-            values = {"base_nll": 2.3, "base_entropy": 2.1, "agreement": 1 - kl / 3, "kl_base_tuned": kl}
-            values |= {"nll": 2.3 + kl / 2, "hard_cross_entropy": 0.7 + kl / 2}
-            values |= {"cross_entropy": 2.1 + kl, "excess_nll": kl / 2}
-            learned = {name: math.nan for name in QUANTITIES} | {"nll": loss, "base_nll": 1.1}
-            rows.append(shared | measured("wikipedia", "retain", values, error=0.004 if step else 0.0))
-            rows.append(shared | measured("gsm8k", "target", learned, error=0.006))
-    failed = about("f" * 12, 512) | {"state": "failed", "reason": "ran out of memory at step 3"}
-    return pd.DataFrame([*rows, failed])
-
-
-def about(run: str, r: int) -> dict[str, object]:
-    return {
-        "run": run, "state": "done", "reason": None, "model": "smollm2-135m", "target": "gsm8k", "method": "lora",
-        "r": r, "lora_alpha": 1.0, "use_rslora": True, "optimizer": "adafactor", "learning_rate": 5e-5,
-        "schedule": "constant", "dtype": "float32", "seed": 0, "batch_tokens": 16384, "total_steps": 260,
-        "trainable_params": 2_498_560 * r,
-    }  # fmt: skip
-
-
-def measured(corpus: str, role: str, values: dict[str, float], *, error: float) -> dict[str, object]:
-    errors = {f"{name}_stderr": error for name in values}
-    return {"corpus": corpus, "role": role, "documents": 62.0, "scored_tokens": 31000.0} | values | errors
+RANKS = (8, 64, 256)
 
 
 @pytest.fixture(scope="module")
-def table() -> pd.DataFrame:
-    return study()
+def table():
+    return study(np.random.default_rng(0), ranks=RANKS, seeds=(0, 1))
 
 
 @pytest.fixture(scope="module")
 def points(table):
-    return laws.points(table)
+    every, fitted = laws.points(table, skip_fraction=0), laws.points(table)
+    return every.assign(in_fit=every["steps"] >= fitted["steps"].min())
 
 
 @pytest.fixture(scope="module")
 def fitted(table):
     return laws.fit(table)
+
+
+def line(points, fitted):
+    return figures.loss_against_forgetting(points, fitted)
+
+
+def hard_line(points, fitted):
+    return figures.loss_against_forgetting(points, fitted, "hard_cross_entropy")
+
+
+def learned(points, fitted):
+    return figures.trajectories(points, fitted, "target_nll")
+
+
+def forgotten(points, fitted):
+    return figures.trajectories(points, fitted, "kl_base_tuned")
+
+
+EVERY = pytest.mark.parametrize(
+    ("figure", "x", "y"),
+    [
+        (line, "target_nll", "kl_base_tuned"),
+        (hard_line, "target_nll", "hard_cross_entropy"),
+        (learned, "steps", "target_nll"),
+        (forgotten, "steps", "kl_base_tuned"),
+    ],
+)
+
+
+def values(spec, mark):
+    """The data of the layer with this mark; Altair lifts them up where all layers share them."""
+    (layer,) = [layer for layer in spec["layer"] if layer["mark"]["type"] == mark]
+    return spec["datasets"][layer.get("data", spec.get("data"))["name"]]
+
+
+@EVERY
+def test_every_measurement_is_drawn(figure, x, y, points, fitted):
+    drawn = values(figures.specification(figure(points, fitted)), "point")
+    found = sorted((row["run"], row["steps"], row[x], row[y], row["in_fit"]) for row in drawn)
+    asked = points[["run", "steps", x, y, "in_fit"]].itertuples(index=False, name=None)
+    assert found == sorted(asked)
+    assert {row["in_fit"] for row in drawn} == {True, False}
+
+
+@EVERY
+def test_without_laws_the_measurements_stand_alone(figure, x, y, points):
+    spec = figures.specification(figure(points, None))
+    assert [layer["mark"]["type"] for layer in spec["layer"]] == ["point"]
+    assert len(values(spec, "point")) == len(points)
+
+
+def test_the_line_and_its_band_are_the_fits_prediction(points, fitted):
+    curve = values(figures.specification(line(points, fitted)), "line")
+    fit = fitted.lines["kl_base_tuned"]
+    assert [row["target_nll"] for row in (curve[0], curve[-1])] == list(fit.domain["target_nll"])
+    for row in curve:
+        prediction = fit.predict(target_nll=row["target_nll"])
+        assert row["kl_base_tuned"] == pytest.approx(prediction.mean, rel=1e-12)
+        assert (row["low"], row["high"]) == pytest.approx(prediction.interval(0.9), rel=1e-12)
+
+
+def test_there_is_a_curve_for_each_rank_over_the_fitted_steps(points, fitted):
+    curve = values(figures.specification(forgotten(points, fitted)), "line")
+    fit = fitted.joint["kl_base_tuned"]
+    assert {row["r"] for row in curve} == set(RANKS)
+    assert (min(row["steps"] for row in curve), max(row["steps"] for row in curve)) == fit.domain["steps"]
+    for row in curve[::17]:
+        prediction = fit.predict(trainable_params=row["trainable_params"], steps=row["steps"])
+        assert row["kl_base_tuned"] == pytest.approx(prediction.mean, rel=1e-12)
+
+
+def test_the_tooltip_says_the_value_with_its_error(points, fitted):
+    drawn = values(figures.specification(line(points, fitted)), "point")
+    row = points.iloc[0]
+    mark = next(mark for mark in drawn if (mark["run"], mark["steps"]) == (row["run"], row["steps"]))
+    assert mark["kl_base_tuned_text"] == f"{row['kl_base_tuned']:.4f} ± 0.0010"
+
+
+@EVERY
+def test_axes_name_their_quantity_and_unit(figure, x, y, points, fitted):
+    encoding = figures.specification(figure(points, fitted))["layer"][-1]["encoding"]
+    assert encoding["y"]["title"].endswith("(nats per token)")
+    assert encoding["x"]["title"] in {"Update steps", "Target loss (nats per token)"}
+
+
+@EVERY
+def test_the_page_takes_colours_from_its_style_sheet_and_leaves_data_alone(figure, x, y, points, fitted):
+    hostile = points.assign(run=figures.LIGHT["ink"])
+    chart = figure(hostile, fitted)
+    drawn, paged = figures.specification(chart), figures.page(chart)
+    assert paged["datasets"] == drawn["datasets"]
+    text = json.dumps({key: part for key, part in paged.items() if key != "datasets"}, allow_nan=False)
+    assert not any(colour in text for colour in figures.LIGHT.values())
+    assert "var(--ink)" in text
+    assert "title" not in paged
+    assert figures.title(chart) == drawn["title"]
+
+
+@pytest.mark.parametrize(("colours", "background"), [(figures.LIGHT, "#fbfbf9"), (figures.DARK, "#121615")])
+def test_every_mark_and_word_stands_out_from_its_background(colours, background):
+    assert figures.LIGHT.keys() == figures.DARK.keys()
+    for name, colour in colours.items():
+        enough = {"ink": 7, "muted": 4.5, "rule": 1}.get(name, 3)
+        assert contrast(colour, background) > enough, name
+
+
+def contrast(colour, background):
+    """The ratio of WCAG 2.1, from the definition."""
+    lights = []
+    for hexed in (colour, background):
+        parts = [int(hexed[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_a_value_that_is_not_a_number_is_absent_rather_than_zero(points):
+    holed = points.copy()
+    holed.loc[holed.index[0], "kl_base_tuned"] = math.nan
+    holed.loc[holed.index[1], "kl_base_tuned_stderr"] = math.inf
+    drawn = values(figures.specification(line(holed, None)), "point")
+    assert sum(row["kl_base_tuned"] is None for row in drawn) == 1
+    json.dumps(drawn, allow_nan=False)
+
+
+@EVERY
+def test_a_figure_draws_without_a_browser(figure, x, y, points, fitted):
+    chart = figure(points, fitted)
+    drawn = ElementTree.fromstring(figures.svg(chart))  # noqa: S314  our own drawing
+    marks = [
+        mark
+        for group in drawn.iter("{http://www.w3.org/2000/svg}g")
+        if group.get("class", "").startswith("mark-symbol role-mark")
+        for mark in group
+    ]
+    assert len(marks) == len(points)
+    small = figures.png(chart, scale=1.0)
+    assert small.startswith(b"\x89PNG\r\n")
+    assert int.from_bytes(small[16:20]) in range(figures.WIDTH - 10, figures.WIDTH + 40)
+
+
+def test_the_same_points_make_the_same_figure(points, fitted):
+    once, again = (figures.page(forgotten(points.sample(frac=1, random_state=i), fitted)) for i in (0, 1))
+    assert json.dumps(once) == json.dumps(again)
+
+
+def test_more_marks_than_altair_takes_by_itself(points):
+    many = points.loc[points.index.repeat(60)].reset_index(drop=True)
+    assert len(many) > 5000
+    assert len(values(figures.specification(line(many, None)), "point")) == len(many)
+
+
+def test_no_points_or_other_columns_are_refused(points):
+    with pytest.raises(DataError, match="got 0 points"):
+        line(points.iloc[:0], None)
+    with pytest.raises(DataError, match="kl_base_tuned_stderr"):
+        line(points.drop(columns="kl_base_tuned_stderr"), None)

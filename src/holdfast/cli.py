@@ -32,7 +32,9 @@ Retry = Annotated[bool, typer.Option("--retry-failed", help="Start failed runs o
 
 @app.command()
 def demo(
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the runs and the page go.")] = Path("demo"),
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the runs and the page go.")] = Path(
+        "demo"
+    ),
     max_forgetting: Budget = 0.1,
     device: Device = "auto",
 ) -> None:
@@ -75,7 +77,8 @@ def sweep(
 def fit(
     runs: Runs,
     corpus: Corpus = None,
-    skip_fraction: Annotated[float, typer.Option(help="Share of each run's first steps left out of the fits.")] = 50 / 260,
+    skip_fraction: Annotated[float, typer.Option(help="Share of each run's first steps left out of the fits.")] = 50
+    / 260,
     as_json: Json = False,
 ) -> None:
     """Fit the laws of forgetting to the finished runs of a folder, with intervals clustered by run.

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,7 @@ from jaxtyping import Bool, Int
 
 from holdfast import builtin
 from holdfast.errors import DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from holdfast.models import Tokenizer
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
 _FORMATS = "a column 'text', columns 'prompt' and 'completion', or a column 'messages'"
@@ -96,8 +94,9 @@ class Block:
 def read_corpus(spec: str) -> Corpus:
     """The documents of a data spec.
 
-    A spec is `builtin:name`, a `.jsonl[.gz]`, `.parquet` or `.txt` path, a folder of them, or `org/name[:config][@split]`
-    from the hub (split `train` unless named). A `.txt` file is one document. Column formats are TRL's.
+    A spec is `builtin:name`, a `.jsonl[.gz]`, `.parquet` or `.txt` path, a folder of them, or
+    `org/name[:config][@split]` from the hub (split `train` unless named). A `.txt` file is one document. Column
+    formats are TRL's.
 
     Raises:
         DataError: nothing there, an unreadable row, or no known columns; the message names file and row.
@@ -129,14 +128,14 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(place, row) for each row of a local file."""
     try:
         if path.suffix == ".parquet":
-            for number, record in enumerate(pd.read_parquet(path).to_dict("records"), 1):
-                yield f"{path}, row {number}", {str(key): value for key, value in record.items()}
+            for index, record in enumerate(pd.read_parquet(path).to_dict("records"), 1):
+                yield f"{path}, row {index}", {str(key): value for key, value in record.items()}
             return
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"got bytes that are not UTF-8, expected UTF-8 text, at {path}:{line}") from error
+        bad = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"got bytes that are not UTF-8, expected UTF-8 text, at {path}:{bad}") from error
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"cannot be read: {error}, at {path}") from error
     if path.suffix == ".txt":
@@ -156,7 +155,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _hub_rows(spec: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(place, row) for each row of a hub data set."""
-    import datasets  # noqa: PLC0415  (half a second, and only here)
+    import datasets  # half a second, and only here
 
     rest, _, split = spec.partition("@")
     name, _, config = rest.partition(":")
@@ -177,7 +176,9 @@ def _document(row: Mapping[str, Any], place: str) -> Document:
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
             raise DataError(f"got messages {messages!r:.60}, expected a list of {{role, content}}, at {place}")
         for message in messages:
-            if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            if not isinstance(message, Mapping) or not all(
+                isinstance(message.get(k), str) for k in ("role", "content")
+            ):
                 raise DataError(f"got message {message!r:.60}, expected texts 'role' and 'content', at {place}")
         if not any(message["role"] == "assistant" for message in messages):
             raise DataError(f"got a conversation in which the assistant says nothing, expected an answer, at {place}")
@@ -196,8 +197,8 @@ def _document(row: Mapping[str, Any], place: str) -> Document:
 def split(corpus: Corpus, *, held_out: int) -> tuple[Corpus, Corpus]:
     """(training part, held-out part): so many documents that are measured and never trained on.
 
-    The choice depends on the documents' contents alone (lowest SHA-256 first), so every run, seed and row order of a study
-    holds out the same ones. Copies of one document count once and never stand on both sides.
+    The choice depends on the documents' contents alone (lowest SHA-256 first), so every run, seed and row order of a
+    study holds out the same ones. Copies of one document count once and never stand on both sides.
 
     Raises:
         DataError: too few distinct documents to leave any for training.
@@ -215,11 +216,12 @@ def split(corpus: Corpus, *, held_out: int) -> tuple[Corpus, Corpus]:
     )
 
 
-def tokenise(document: Document, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+def tokenise(document: Document, tokenizer: Tokenizer) -> Tokens:
     """A document as tokens with its loss mask; see `Tokens`. A text or completion ends with the end-of-sequence token.
 
-    Conversations pass through the tokenizer's chat template. The assistant's tokens are found by rendering the conversation
-    up to and through each answer and taking the characters in between, so no marks in the template are needed.
+    Conversations pass through the tokenizer's chat template. The assistant's tokens are found by rendering the
+    conversation up to and through each answer and taking the characters in between, so no marks in the template are
+    needed.
 
     Raises:
         DataError: no chat template, a template that rewrites earlier turns, or nothing left to predict.
@@ -246,7 +248,7 @@ def tokenise(document: Document, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     return Tokens(ids=ids, scored=scored)
 
 
-def _render_chat(document: Document, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[tuple[int, int]]]:
+def _render_chat(document: Document, tokenizer: Tokenizer) -> tuple[str, list[tuple[int, int]]]:
     """The conversation as the template writes it, and the character ranges the assistant wrote."""
     if tokenizer.chat_template is None:
         raise DataError(f"got a conversation, but the model's tokenizer has no chat template, at {document.place}")
@@ -260,22 +262,20 @@ def _render_chat(document: Document, tokenizer: PreTrainedTokenizerBase) -> tupl
         through = str(tokenizer.apply_chat_template(messages[: index + 1], tokenize=False))
         if not (text.startswith(through) and through.startswith(before)):
             raise DataError(
-                f"got a chat template that rewrites turn {index + 1} when later turns follow, expected one that only appends; "
-                f"split the conversation into one answer a row, at {document.place}"
+                f"got a chat template that rewrites turn {index + 1} when later turns follow, expected one that only "
+                f"appends; split the conversation into one answer a row, at {document.place}"
             )
         spans.append((len(before), len(through.rstrip())))
     return text, spans
 
 
-def packed_batches(
-    documents: Sequence[Tokens], *, context: int, rows: int, seed: int, skip: int = 0
-) -> Iterator[Block]:
+def packed_batches(documents: Sequence[Tokens], *, context: int, rows: int, seed: int) -> Iterator[Block]:
     """Training batches without padding, for ever: documents shuffled, laid end to end and cut into rows of `context`.
 
-    Each epoch has its own order from (seed, epoch). Positions restart at each document and at each cut, so attention never
-    crosses from one document into the next and a short document's loss is what it would be alone. The remainder of an
-    epoch that fills no row leads the next one, so no token is lost. Depends on the documents and these numbers alone:
-    every rank of a study sees the same batches. `skip` leaves out so many batches at the start.
+    Each epoch has its own order from (seed, epoch). Positions restart at each document and at each cut, so attention
+    never crosses from one document into the next and a short document's loss is what it would be alone. The remainder
+    of an epoch that fills no row leads the next one, so no token is lost. Depends on the documents and these numbers
+    alone: every rank of a study sees the same batches.
     """
     ids, scored, positions = (np.zeros(0, dtype=dtype) for dtype in (np.int64, bool, np.int64))
     epoch = 0
@@ -292,23 +292,20 @@ def packed_batches(
         # A row that starts inside a document starts again at position 0, and its first token has nothing before it.
         lead = np.where(np.cumsum(block_positions == 0, axis=1) == 0, block_positions[:, :1], 0)
         block_scored[:, 0] = False
-        if skip:
-            skip -= 1
-        else:
-            yield Block(
-                ids=ids[:size].reshape(rows, context),
-                scored=block_scored,
-                positions=block_positions - lead,
-                document=np.zeros((rows, context), dtype=np.int64),
-            )
+        yield Block(
+            ids=ids[:size].reshape(rows, context),
+            scored=block_scored,
+            positions=block_positions - lead,
+            document=np.zeros((rows, context), dtype=np.int64),
+        )
         ids, scored, positions = ids[size:], scored[size:], positions[size:]
 
 
 def measured_blocks(documents: Sequence[Tokens], *, context: int, tokens: int) -> list[Block]:
     """The batch plan of a measurement: every document cut into windows of `context`, similar lengths together.
 
-    Rows are padded on the right, where a causal model cannot see; a batch holds about `tokens` tokens. Base and tuned are
-    measured with the same plan, because batch shape alone moves floating-point results. Windows without a token to
+    Rows are padded on the right, where a causal model cannot see; a batch holds about `tokens` tokens. Base and tuned
+    are measured with the same plan, because batch shape alone moves floating-point results. Windows without a token to
     predict are left out.
     """
     windows = [

@@ -24,7 +24,7 @@ LEVEL = 0.9
 
 LABELS = {
     "target_nll": "Target loss",
-    "kl_base_tuned": "Forgetting, KL(base‖tuned)",
+    "kl_base_tuned": "Forgetting, KL(base || tuned)",
     "hard_cross_entropy": "Hard forgetting loss",
 }
 """What each quantity that can be drawn is called on an axis."""
@@ -32,6 +32,7 @@ LABELS = {
 UNIT = "nats per token"
 CURVE_POINTS = 80
 WIDTH, HEIGHT = 640, 340
+TICKS = 6
 FONT = "system-ui, Helvetica, Arial, sans-serif"
 
 # Ranks take the plasma map, cut so that each colour keeps 3:1 contrast with its background: dark to light on paper,
@@ -108,7 +109,9 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
     Raises:
         DataError: `points` is empty or lacks a column.
     """
-    marks = _marks(points, x=alt.X("steps:Q", title="Update steps"), quantity=quantity)
+    marks = _marks(
+        points, x=alt.X("steps:Q", title="Update steps", scale=alt.Scale(zero=True, nice=TICKS)), quantity=quantity
+    )
     fit = None if laws is None else laws.joint.get(quantity)
     title = f"{LABELS[quantity]} along training"
     if fit is None:
@@ -119,12 +122,12 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
         for r, params in sorted(set(zip(points["r"], points["trainable_params"], strict=True)))
     ]
     fitted = _chart(pd.concat(curves).to_dict("records"))
-    colour = _rank_scale(points["r"], [LIGHT[f"rank-{i}"] for i in range(RANK_COLOURS)])
-    x, y, r = alt.X("steps:Q"), alt.Y(f"{quantity}:Q"), alt.Stroke("r:O", title="Rank", scale=colour)
+    colour = _rank_colours(points["r"])
+    x, y, r = alt.X("steps:Q"), alt.Y(f"{quantity}:Q"), alt.Stroke("r:N", title="Rank", scale=colour)
     isolated = alt.condition(_ISOLATE, alt.value(0.18), alt.value(0), empty=False)
     faded = alt.condition(_ISOLATE, alt.value(1), alt.value(0.15))
     band = fitted.mark_area().encode(
-        x, alt.Y("low:Q"), alt.Y2("high"), alt.Fill("r:O", title="Rank", scale=colour), opacity=isolated
+        x, alt.Y("low:Q"), alt.Y2("high"), alt.Fill("r:N", title="Rank", scale=colour), opacity=isolated
     )
     lines = fitted.mark_line(strokeWidth=1.6).encode(x, y, r, alt.Detail("trainable_params:N"), opacity=faded)
     return _styled([band, lines, marks], title=title)
@@ -158,50 +161,69 @@ def title(chart: alt.LayerChart) -> str:
 
 def png(chart: alt.LayerChart, *, scale: float = 2.0) -> bytes:
     """The chart as a PNG on white, `scale` pixels per point."""
-    return bytes(vl_convert.vegalite_to_png(json.dumps(specification(chart)), vl_version=_vl_version(), scale=scale))
+    return bytes(
+        vl_convert.vegalite_to_png(json.dumps(specification(chart)), vl_version=vega_lite_version(), scale=scale)
+    )
 
 
 def svg(chart: alt.LayerChart) -> str:
     """The chart as an SVG document on white."""
-    return str(vl_convert.vegalite_to_svg(json.dumps(specification(chart)), vl_version=_vl_version()))
+    return str(vl_convert.vegalite_to_svg(json.dumps(specification(chart)), vl_version=vega_lite_version()))
 
 
-_SPREAD = alt.Scale(zero=False)
+def vega_lite_version() -> str:
+    """The Vega-Lite of the definitions, so that every drawing is by the same library."""
+    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+_SPREAD = alt.Scale(zero=False, nice=TICKS)
 _ISOLATE = alt.selection_point(name="rank", fields=["r"], bind="legend")
 
 
 def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
     """The measurements, and the legend that isolates a rank."""
-    needed = ("run", "r", "steps", "trainable_params", "target_nll", "target_nll_stderr", quantity, f"{quantity}_stderr")
+    needed = (
+        "run",
+        "r",
+        "steps",
+        "trainable_params",
+        "target_nll",
+        "target_nll_stderr",
+        quantity,
+        f"{quantity}_stderr",
+    )
     missing = [column for column in needed if column not in points.columns]
     if missing or points.empty:
-        raise DataError(f"got {len(points)} points lacking columns {missing}, expected those of laws.points, at a figure")
-    colour = _rank_scale(points["r"], [LIGHT[f"rank-{i}"] for i in range(RANK_COLOURS)])
+        raise DataError(
+            f"got {len(points)} points lacking columns {missing}, expected those of laws.points, at a figure"
+        )
+    colour, shape = _rank_colours(points["r"]), _rank_shapes(points["r"])
     measured = list(dict.fromkeys(["target_nll", quantity]))
     values = [_measurement(row, measured) for row in points.sort_values(["r", "run", "steps"]).to_dict("records")]
-    return (
+    marks: alt.Chart = (
         _chart(values)
         .mark_point(size=44, strokeWidth=1.3, aria=False)
         .encode(
             x,
             alt.Y(f"{quantity}:Q", title=_axis(quantity), scale=_SPREAD),
-            alt.Stroke("r:O", title="Rank", scale=colour),
-            alt.Fill("r:O", title="Rank", scale=colour),
-            alt.Shape("r:O", title="Rank", scale=_rank_scale(points["r"], SHAPES)),
+            alt.Stroke("r:N", title="Rank", scale=colour),
+            alt.Fill("r:N", title="Rank", scale=colour),
+            alt.Shape("r:N", title="Rank", scale=shape),
             fillOpacity=alt.condition("datum.in_fit", alt.value(0.85), alt.value(0)),
             opacity=alt.condition(_ISOLATE, alt.value(1), alt.value(0.1)),
             tooltip=[
                 alt.Tooltip("run:N", title="Run"),
-                alt.Tooltip("r:O", title="Rank"),
+                alt.Tooltip("r:N", title="Rank"),
                 alt.Tooltip("steps:Q", title="Step"),
                 *(alt.Tooltip(f"{name}_text:N", title=LABELS[name]) for name in measured),
             ],
         )
         .add_params(_ISOLATE)
     )
+    return marks
 
 
-def _measurement(row: Mapping[str, Any], quantities: Iterable[str]) -> dict[str, Any]:
+def _measurement(row: Mapping[Any, Any], quantities: Iterable[str]) -> dict[str, Any]:
     """What one mark holds: its place, and each quantity with its error as the tooltip says it."""
     held = {"run": row["run"], "r": row["r"], "steps": row["steps"], "in_fit": row.get("in_fit", True)}
     for name in quantities:
@@ -217,7 +239,7 @@ def _curve(fit: Fit, inputs: dict[str, np.ndarray], *, quantity: str) -> pd.Data
     return pd.DataFrame({**inputs, quantity: prediction.mean, "low": low, "high": high})
 
 
-def _chart(values: Sequence[Mapping[str, Any]]) -> alt.Chart:
+def _chart(values: Sequence[Mapping[Any, Any]]) -> alt.Chart:
     """A chart of values written out; a number that is not finite becomes absent, which Vega leaves undrawn."""
     return alt.Chart(alt.InlineData([{name: _plain(value) for name, value in row.items()} for row in values]))
 
@@ -228,11 +250,17 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _rank_scale(ranks: Iterable[int], steps: Sequence[str]) -> alt.Scale:
-    """The ranks spread evenly over some colours or shapes, so that two look as different as they can."""
+def _rank_colours(ranks: Iterable[int]) -> alt.Scale:
+    """The ranks spread evenly over the colours, so that two differ as much as they can."""
     domain = sorted(set(map(int, ranks)))
     last = max(len(domain) - 1, 1)
-    return alt.Scale(domain=domain, range=[steps[round(i * (len(steps) - 1) / last)] for i in range(len(domain))])
+    names = [f"rank-{round(i * (RANK_COLOURS - 1) / last)}" for i in range(len(domain))]
+    return alt.Scale(domain=domain, range=[LIGHT[name] for name in names])
+
+
+def _rank_shapes(ranks: Iterable[int]) -> alt.Scale:
+    domain = sorted(set(map(int, ranks)))
+    return alt.Scale(domain=domain, range=[SHAPES[i % len(SHAPES)] for i in range(len(domain))])
 
 
 def _axis(quantity: str) -> str:
@@ -241,20 +269,22 @@ def _axis(quantity: str) -> str:
 
 def _styled(layers: Sequence[alt.Chart], *, title: str) -> alt.LayerChart:
     text = {"labelColor": LIGHT["muted"], "titleColor": LIGHT["muted"], "labelFontSize": 12, "titleFontSize": 12}
-    return (
+    chart: alt.LayerChart = (
         alt.layer(*layers)
         .properties(width=WIDTH, height=HEIGHT, title=title, background="white")
         .configure(font=FONT, autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
         .configure_view(stroke=None)
         .configure_axis(
             **text, titleFontWeight="normal", titlePadding=10, labelPadding=6, domain=False, ticks=False,
-            gridColor=LIGHT["rule"], tickCount=6,
+            gridColor=LIGHT["rule"], tickCount=TICKS,
         )
         .configure_legend(
-            **text, titleFontWeight="normal", orient="top", direction="horizontal", symbolStrokeWidth=1.3, offset=8,
+            **text, titleFontWeight="normal", titleOrient="left", orient="top", direction="horizontal", offset=8,
+            symbolOpacity=1, symbolStrokeWidth=1.3, symbolSize=60,
         )
         .configure_title(color=LIGHT["ink"], fontSize=14, fontWeight=600, anchor="start", offset=12)
     )  # fmt: skip
+    return chart
 
 
 def _replaced(part: Any, names: Mapping[str, str]) -> Any:
@@ -264,8 +294,3 @@ def _replaced(part: Any, names: Mapping[str, str]) -> Any:
     if isinstance(part, list):
         return [_replaced(item, names) for item in part]
     return names.get(part, part) if isinstance(part, str) else part
-
-
-def _vl_version() -> str:
-    """The Vega-Lite of the definitions, so that every drawing is by the same library."""
-    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])

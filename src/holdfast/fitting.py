@@ -26,6 +26,9 @@ MAD_TO_SIGMA = 1.4826
 SEARCH_STEPS = 100
 REWEIGHTINGS = 100
 ROUNDING = 1e-12
+LEAST_DAMPING = 1e-9
+"""Keeps a step finite where two exponents do the same."""
+
 SAME_OPTIMUM = 1e-6
 """Two starts agree when their losses differ by less than this share."""
 
@@ -183,7 +186,7 @@ def _search(
         # What the step promised is below the rounding of the loss: there is nothing more to gain.
         settled |= -np.einsum("sm,sm->s", gradient, step) <= ROUNDING**1.2 * at.loss
         better = trial.loss < at.loss
-        damping = damping * np.where(better, 0.2, 5.0)
+        damping = np.maximum(damping * np.where(better, 0.2, 5.0), LEAST_DAMPING)
         here = np.where(better[:, None], there, here)
         at = _Projection(
             *(np.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old) for new, old in zip(trial, at, strict=True))

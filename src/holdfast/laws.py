@@ -57,7 +57,7 @@ POOLED = ("method", "learning_rate", "optimizer", "schedule", "batch_tokens", "u
 
 FEW_RUNS = 6
 FEW_STARTS = 0.1
-FLAT = 1e-6
+FLAT = 1e-4
 """Singular value of the scaled Jacobian, relative to the largest, below which the data do not see a direction."""
 INVOLVED = 0.1
 """Share of a parameter in a flat direction above which it is not identified."""
@@ -255,7 +255,7 @@ def fit_law(law: Law, points: pd.DataFrame, quantity: str, *, huber: float = HUB
         FitError: too few points, several corpora, or a value the law cannot take.
     """
     inputs, y = _data(law, points, quantity)
-    reference = np.exp(np.log(inputs).mean(axis=0)) if law.relative else np.ones(inputs.shape[1])
+    reference = _geometric_means(inputs) if law.relative else np.ones(inputs.shape[1])
     columns = partial(law.columns, inputs / reference)
     solution = separable_fit(columns, y, starts=law.starts, bounds=law.bounds, huber=huber)
     estimator = f"Huber at {huber:g} robust standard deviations" if math.isfinite(huber) else "ordinary least squares"
@@ -271,6 +271,12 @@ def fit_orthogonal_line(points: pd.DataFrame, quantity: str) -> Fit:
     inputs, y = _data(LINE, points, quantity)
     solution = orthogonal_line(inputs[:, 0], y)
     return _evidence(LINE, points, quantity, solution, estimator="orthogonal least squares", reference=np.ones(1))
+
+
+def _geometric_means(inputs: FloatArray) -> FloatArray:
+    # As multiples of the first row: an input that never varies is then exactly 1, and its logarithm exactly 0.
+    means: FloatArray = inputs[0] * np.exp(np.log(inputs / inputs[0]).mean(axis=0))
+    return means
 
 
 def _data(law: Law, points: pd.DataFrame, quantity: str) -> tuple[FloatArray, FloatArray]:
@@ -303,7 +309,9 @@ def _evidence(
     if n_runs < 2:
         warnings.append("one run gives no interval: add a rank or a seed")
     elif np.isnan(covariance).any():
-        warnings.append(f"{quantity}: no interval, for without one of its runs the {law.name} law is undetermined")
+        warnings.append(
+            f"{quantity}: no interval, as one run fewer leaves the {law.name} law open: add a rank or a seed"
+        )
     elif n_runs < FEW_RUNS:
         warnings.append(f"intervals rest on {n_runs} runs only")
     if not solution.settled:
@@ -368,15 +376,15 @@ def _study_warnings(table: pd.DataFrame, used: pd.DataFrame) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def _constant(values: pd.Series[float]) -> float | None:
+def _constant(values: "pd.Series[float]") -> float | None:
     return float(values.iloc[0]) if values.nunique() == 1 else None
 
 
-def _names(values: pd.Series[Any]) -> str:
+def _names(values: "pd.Series[Any]") -> str:
     return ", ".join(sorted({str(value) for value in values}))
 
 
-def _only(values: pd.Series[Any], what: str) -> str:
+def _only(values: "pd.Series[Any]", what: str) -> str:
     """The one value of a column.
 
     Raises:

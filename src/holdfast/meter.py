@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models
 from holdfast.corpora import Block, Corpus, measured_blocks, read_corpus, tokenise
 from holdfast.errors import DataError, ModelError
 from holdfast.metrics import BaseCache, TokenQuantities, base_cache, token_quantities
-from holdfast.models import hidden_states, output_head
+from holdfast.models import Base, Tokenizer, Tuned, hidden_states, output_head
 from holdfast.stats import Estimate, ratio_of_sums
 from holdfast.store import QUANTITIES
 
@@ -34,9 +32,9 @@ BATCH_TOKENS = 2048
 class ForgettingReport:
     """What one tuned model keeps of the base on one corpus: sums over scored tokens, per document.
 
-    `sums[quantity]` and `count` are arrays over documents, float64 and int64; sums of several reports over other documents
-    add up, and a mean is one division at the end. Each quantity of `QUANTITIES` is also a property that gives an
-    `Estimate` clustered by document:
+    `sums[quantity]` and `count` are arrays over documents, float64 and int64; sums of several reports over other
+    documents add up, and a mean is one division at the end. Each quantity of `QUANTITIES` is also a property that gives
+    an `Estimate` clustered by document:
 
         report.kl_base_tuned          # 0.083 ± 0.004 nats per token, n = 62 documents
     """
@@ -123,17 +121,13 @@ class ObservedBase:
         return sum(block.ids.size for block in self.blocks)
 
 
-def observe_base(
-    base: PreTrainedModel, corpus: Corpus, *, tokenizer: PreTrainedTokenizerBase, context: int
-) -> ObservedBase:
+def observe_base(base: Base, corpus: Corpus, *, tokenizer: Tokenizer, context: int) -> ObservedBase:
     """Run the untuned base over a corpus once and keep what measuring needs, 4d + 24 bytes a scored token.
 
     Raises:
         DataError: a document holds nothing to predict.
         ModelError: a measured number is NaN or infinite.
     """
-    if isinstance(base, PeftModel):
-        raise ModelError("got a model with an adapter on it, expected the base itself")
     blocks = measured_blocks([tokenise(d, tokenizer) for d in corpus.documents], context=context, tokens=BATCH_TOKENS)
     if not blocks:
         raise DataError(f"got no token to predict, expected at least one, in {corpus.name}")
@@ -144,17 +138,15 @@ def observe_base(
             cache = base_cache(hidden=_scored_states(base, block), head=head, targets=_targets(block, head.device))
             _check_finite(cache.entropy, corpus.name, "the base")
             caches.append(cache)
-    return ObservedBase(
-        corpus=corpus.name, documents=len(corpus.documents), blocks=tuple(blocks), caches=tuple(caches)
-    )
+    return ObservedBase(corpus=corpus.name, documents=len(corpus.documents), blocks=tuple(blocks), caches=tuple(caches))
 
 
-def measure_on(tuned: PreTrainedModel | PeftModel, observed: ObservedBase) -> ForgettingReport:
+def measure_on(tuned: Base | Tuned, observed: ObservedBase) -> ForgettingReport:
     """What a tuned model keeps of the base, on a corpus the base was observed on.
 
-    One pass through the model's body and one product with the head per batch; every quantity of `QUANTITIES` from it. The
-    model may be in training: its mode and every random state are as before afterwards, so a measured run trains bit for
-    bit like an unmeasured one. An unchanged model gives kl_base_tuned exactly 0 and agreement exactly 1.
+    One pass through the model's body and one product with the head per batch; every quantity of `QUANTITIES` from it.
+    The model may be in training: its mode and every random state are as before afterwards, so a measured run trains bit
+    for bit like an unmeasured one. An unchanged model gives kl_base_tuned exactly 0 and agreement exactly 1.
 
     Raises:
         ModelError: a measured number is NaN or infinite.
@@ -170,8 +162,8 @@ def measure_on(tuned: PreTrainedModel | PeftModel, observed: ObservedBase) -> Fo
             _check_finite(tokens.cross_entropy, observed.corpus, "the tuned model")
             document = block.document[block.scored]
             count += np.bincount(document, minlength=observed.documents)
-            for quantity, total in sums.items():
-                total += _document_sums(tokens, quantity, document, observed.documents)
+            for quantity in sums:
+                sums[quantity] += _document_sums(tokens, quantity, document, observed.documents)
     return ForgettingReport(corpus=observed.corpus, count=count, sums=sums)
 
 
@@ -181,7 +173,7 @@ def _document_sums(tokens: TokenQuantities, quantity: str, document: np.ndarray,
     return np.bincount(document, weights=values, minlength=documents)
 
 
-def _scored_states(model: PreTrainedModel | PeftModel, block: Block) -> Float[Tensor, "t d"]:
+def _scored_states(model: Base | Tuned, block: Block) -> Float[Tensor, "t d"]:
     """Hidden states at the positions that predict a scored token."""
     device = output_head(model).device
     states = hidden_states(
@@ -200,7 +192,7 @@ def _check_finite(values: Tensor, corpus: str, which: str) -> None:
 
 
 @contextlib.contextmanager
-def measuring(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+def measuring(model: Base | Tuned) -> Iterator[None]:
     """Evaluation mode without gradients; training mode of every module and all random states restored afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -224,8 +216,9 @@ def measure(
 ) -> dict[str, ForgettingReport]:
     """What a tuned adapter folder forgot of its base, on each text: a report per text, by its name.
 
-    `base` is a model spec and `tuned` a PEFT adapter folder; the base is loaded as itself, never as the tuned model with
-    its adapter switched off. `documents` of each text are measured (None: all), cut into windows of `context` tokens.
+    `base` is a model spec and `tuned` a PEFT adapter folder; the base is loaded as itself, never as the tuned model
+    with its adapter switched off. `documents` of each text are measured (None: all), cut into windows of `context`
+    tokens.
 
     Raises:
         ModelError: either cannot be loaded, or the adapter changes the output head.

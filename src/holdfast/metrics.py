@@ -7,7 +7,7 @@ head is taken a slice of the vocabulary at a time, in float32, and reduced on th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,7 +28,7 @@ class BaseCache:
 
     Because the cross-entropy of any q = softmax(W g) against p is logsumexp(W g) - g . mean_head, a tuned model whose
     head is the base's own needs nothing else of the base: not its weights, not its logits. Invalid for another W.
-    float32; `top` int64. Rows follow the scored tokens in the order they were given.
+    `mean_head` is float32, `entropy` and `nll` float64, `top` int64. Rows follow the scored tokens as they were given.
     """
 
     mean_head: Float[Tensor, "t d"]
@@ -36,19 +36,10 @@ class BaseCache:
     nll: Float[Tensor, " t"]
     top: Int[Tensor, " t"]
 
-    def __getitem__(self, rows: slice) -> BaseCache:
-        """The same cache for a range of its tokens."""
-        return BaseCache(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
-
-    @staticmethod
-    def concatenate(parts: list[BaseCache]) -> BaseCache:
-        """One cache from the caches of consecutive tokens."""
-        return BaseCache(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(BaseCache)})
-
 
 @dataclass(frozen=True, kw_only=True)
 class TokenQuantities:
-    """What the tuned model keeps of the base at each scored token, nats; float32 (`agreement` bool).
+    """What the tuned model keeps of the base at each scored token, nats; float64 (`agreement` bool).
 
     With p the base's and q the tuned model's next-token distribution:
 
@@ -67,32 +58,26 @@ class TokenQuantities:
     agreement: Bool[Tensor, " t"]
 
 
-def base_cache(
-    *, hidden: Float[Tensor, "t d"], head: Float[Tensor, "v d"], targets: Int[Tensor, " t"]
-) -> BaseCache:
+def base_cache(*, hidden: Float[Tensor, "t d"], head: Float[Tensor, "v d"], targets: Int[Tensor, " t"]) -> BaseCache:
     """What `token_quantities` needs of the base at each scored token; see `BaseCache`.
 
-    One pass over the head: each slice's own softmax mean, then these weighted by the slices' shares. The normaliser comes
-    from the very expression that `token_quantities` uses, so an unchanged model has a KL of exactly 0.
+    One pass over the head, the mean rescaled as the normaliser grows and divided once by the very sum of its weights.
+    The entropy is the cross-entropy of the base with itself, by the expression that `token_quantities` uses, so an
+    unchanged model has a KL of exactly 0.
     Source: derived in docs/theory.md, section 2.
     """
     hidden = hidden.float()
     mean_head = torch.zeros_like(hidden)
-    so_far = hidden.new_full((len(hidden),), -torch.inf)
-    slices, top = [], _Argmax(hidden)
+    so_far = _Normaliser(hidden)
     for columns, logits in _logit_slices(hidden, head):
-        top.update(logits)
-        slices.append(logits.logsumexp(-1))
-        together = torch.logaddexp(so_far, slices[-1])
-        mean_head *= (so_far - together).exp_()[:, None]
-        mean_head += logits.sub_(together[:, None]).exp_() @ columns
-        so_far = together
-    normaliser = torch.stack(slices).logsumexp(0)
+        kept, added, weights = so_far.add(logits)
+        mean_head.mul_(kept[:, None]).addcmul_(added[:, None], weights @ columns)
+    mean_head /= so_far.total[:, None].float()
     return BaseCache(
         mean_head=mean_head,
-        entropy=normaliser - _dots(hidden, mean_head),
-        nll=normaliser - _dots(hidden, head[targets]),
-        top=top.index,
+        entropy=so_far.logsumexp() - _dots(hidden, mean_head),
+        nll=so_far.logsumexp() - _dots(hidden, head[targets]),
+        top=so_far.argmax,
     )
 
 
@@ -105,53 +90,69 @@ def token_quantities(
     base, `targets` the text's own next tokens. Formulas in `TokenQuantities`; nats.
 
     One product with the head, reduced to its logsumexp a slice at a time; logits in float32 whatever the inputs'
-    precision (bf16 logits would add 0.06 nats of noise a token). kl_base_tuned carries rounding of about 1e-6, so single
-    tokens may be that far below 0; it is exactly 0 where hidden states equal the base's bit for bit.
+    precision (bf16 logits would add 0.06 nats of noise a token), everything per token in float64. kl_base_tuned carries
+    the logits' rounding, about 1e-6, so single tokens may be that far below 0; it is exactly 0 where hidden states
+    equal the base's bit for bit.
 
     Equals the naive two-model computation with full logits; exact because the head is shared.
     Source: Kalajdzievski 2024, arXiv 2401.05605, section 3.1 (`hard_cross_entropy`); the rest in docs/theory.md.
     """
     hidden = hidden.float()
-    slices, top = [], _Argmax(hidden)
+    so_far = _Normaliser(hidden)
     for _, logits in _logit_slices(hidden, head):
-        top.update(logits)
-        slices.append(logits.logsumexp(-1))
-    normaliser = torch.stack(slices).logsumexp(0)
-    cross_entropy = normaliser - _dots(hidden, base.mean_head)
+        so_far.add(logits)
+    cross_entropy = so_far.logsumexp() - _dots(hidden, base.mean_head)
     return TokenQuantities(
-        nll=normaliser - _dots(hidden, head[targets]),
+        nll=so_far.logsumexp() - _dots(hidden, head[targets]),
         base_nll=base.nll,
         cross_entropy=cross_entropy,
-        hard_cross_entropy=normaliser - _dots(hidden, head[base.top]),
+        hard_cross_entropy=so_far.logsumexp() - _dots(hidden, head[base.top]),
         base_entropy=base.entropy,
         kl_base_tuned=cross_entropy - base.entropy,
-        agreement=top.index == base.top,
+        agreement=so_far.argmax == base.top,
     )
 
 
 def _dots(left: Float[Tensor, "t d"], right: Float[Tensor, "t d"]) -> Float[Tensor, " t"]:
-    return (left * right.float()).sum(-1)
+    return (left.double() * right.double()).sum(-1)
 
 
 def _logit_slices(
     hidden: Float[Tensor, "t d"], head: Float[Tensor, "v d"]
 ) -> Iterator[tuple[Float[Tensor, "s d"], Float[Tensor, "t s"]]]:
-    """Slices of the head in float32, each with the logits it gives; a slice may be overwritten by its reader."""
-    for part in head.split(_SLICE):
+    """Slices of the head in float32, each with the logits it gives, which its reader may overwrite."""
+    for part in torch.split(head, _SLICE):
         columns = part.float()
         yield columns, hidden @ columns.T
 
 
-class _Argmax:
-    """Argmax over slices that arrive one after another; ties go to the lowest index, as in torch.argmax."""
+class _Normaliser:
+    """Logsumexp and argmax over slices of logits that arrive one after another.
 
-    def __init__(self, hidden: Tensor) -> None:
-        self.index = hidden.new_zeros(len(hidden), dtype=torch.int64)
-        self._best = hidden.new_full((len(hidden),), -torch.inf)
+    The largest logit and the sum of exponentials below it are kept apart, the sum in float64, because a difference is
+    taken later of numbers far larger than it. Ties go to the lowest index, as in torch.argmax.
+    """
+
+    def __init__(self, hidden: Float[Tensor, "t d"]) -> None:
+        self.argmax = hidden.new_zeros(len(hidden), dtype=torch.int64)
+        self.total = hidden.new_zeros(len(hidden), dtype=torch.float64)
+        self._highest = hidden.new_full((len(hidden),), -torch.inf)
         self._seen = 0
 
-    def update(self, logits: Float[Tensor, "t s"]) -> None:
+    def add(
+        self, logits: Float[Tensor, "t s"]
+    ) -> tuple[Float[Tensor, " t"], Float[Tensor, " t"], Float[Tensor, "t s"]]:
+        """Take in a slice; returns what earlier weights and these are to be multiplied by, and these."""
         highest, index = logits.max(-1)
-        self.index = torch.where(highest > self._best, index + self._seen, self.index)
-        self._best = torch.maximum(self._best, highest)
+        self.argmax = torch.where(highest > self._highest, index + self._seen, self.argmax)
         self._seen += logits.shape[1]
+        together = torch.maximum(highest, self._highest)
+        kept, added = (self._highest - together).exp_(), (highest - together).exp_()
+        weights = logits.sub_(highest[:, None]).exp_()
+        self.total = self.total * kept + weights.sum(-1, dtype=torch.float64) * added
+        self._highest = together
+        return kept, added, weights
+
+    def logsumexp(self) -> Float[Tensor, " t"]:
+        """Of all logits taken in, float64."""
+        return self._highest.double() + self.total.log()

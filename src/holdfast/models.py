@@ -11,15 +11,17 @@ import io
 import logging
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import filelock
 import peft
 import torch
 import transformers
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +30,12 @@ from holdfast.config import Adapter
 from holdfast.errors import ModelError
 
 log = logging.getLogger(__name__)
+
+Base: TypeAlias = PreTrainedModel
+"""A causal language model without an adapter."""
+Tuned: TypeAlias = peft.PeftModel
+"""The same with one."""
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 
 def choose_device(device: str) -> str:
@@ -103,7 +111,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(spec: str) -> Tokenizer:
     """The tokenizer that belongs to a model spec.
 
     Raises:
@@ -117,7 +125,7 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
         raise ModelError(f"no tokenizer can be loaded for model {spec!r}: {_first_line(error)}") from error
 
 
-def load_base(spec: str, *, dtype: str, device: str) -> PreTrainedModel:
+def load_base(spec: str, *, dtype: str, device: str) -> Base:
     """The untuned model of a spec, frozen, in evaluation mode, with a plain linear head.
 
     Raises:
@@ -131,17 +139,18 @@ def load_base(spec: str, *, dtype: str, device: str) -> PreTrainedModel:
                 name, config=config, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True,
                 trust_remote_code=False,
             )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {spec!r} cannot be loaded: {_first_line(error)}") from error
     for parameter_name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ModelError(f"model {spec!r}: got NaN or infinity in {parameter_name}, expected finite weights")
-    model.to(device).requires_grad_(False).eval()
+    torch.nn.Module.to(model, device)
+    model.requires_grad_(False).eval()
     _check_plain_head(model, spec)
     return model
 
 
-def _check_plain_head(model: PreTrainedModel, spec: str) -> None:
+def _check_plain_head(model: Base, spec: str) -> None:
     """Refuse a head that is more than a matrix (bias, soft-capping, scaling): the metrics would be wrong, silently."""
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.no_grad():
@@ -151,12 +160,12 @@ def _check_plain_head(model: PreTrainedModel, spec: str) -> None:
     got = hidden.float() @ output_head(model).float().T
     if got.shape != expected.shape or not torch.allclose(got, expected, rtol=0.02, atol=0.02 * float(expected.std())):
         raise ModelError(
-            f"model {spec!r} ({model.config.model_type}): got logits that are not hidden states times a matrix, expected a "
-            "plain linear output head (no bias, soft-capping or scaling)"
+            f"model {spec!r} ({model.config.model_type}): got logits that are not hidden states times a matrix, "
+            "expected a plain linear output head (no bias, soft-capping or scaling)"
         )
 
 
-def attach_adapter(base: PreTrainedModel, adapter: Adapter, *, seed: int) -> peft.PeftModel:
+def attach_adapter(base: Base, adapter: Adapter, *, seed: int) -> Tuned:
     """Put a fresh, trainable adapter on a base, in place; the model's function does not change until it is trained.
 
     Adapter weights are float32 whatever the base's precision. Initialised from `seed` alone.
@@ -168,13 +177,13 @@ def attach_adapter(base: PreTrainedModel, adapter: Adapter, *, seed: int) -> pef
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,
-        lora_alpha=adapter.lora_alpha,
+        lora_alpha=int(adapter.lora_alpha) if adapter.lora_alpha.is_integer() else adapter.lora_alpha,  # type: ignore[arg-type]
         use_rslora=adapter.use_rslora,
         lora_dropout=adapter.lora_dropout,
         target_modules=modules if isinstance(modules, str) else list(modules),
     )
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _quiet_transformers():
             torch.manual_seed(seed)
             tuned = peft.get_peft_model(base, config)
     except ValueError as error:
@@ -183,7 +192,7 @@ def attach_adapter(base: PreTrainedModel, adapter: Adapter, *, seed: int) -> pef
     return tuned
 
 
-def load_adapter(base: PreTrainedModel, folder: str) -> peft.PeftModel:
+def load_adapter(base: Base, folder: str) -> Tuned:
     """Put a trained PEFT adapter folder on a base, in place, frozen.
 
     Raises:
@@ -194,7 +203,7 @@ def load_adapter(base: PreTrainedModel, folder: str) -> peft.PeftModel:
     try:
         with _quiet_transformers():
             tuned = peft.PeftModel.from_pretrained(base, folder, is_trainable=False)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise ModelError(f"adapter {folder!r} cannot be put on this base: {_first_line(error)}") from error
     for name, parameter in tuned.named_parameters():
         if not torch.isfinite(parameter).all():
@@ -203,14 +212,14 @@ def load_adapter(base: PreTrainedModel, folder: str) -> peft.PeftModel:
     return tuned.eval()
 
 
-def _check_head_frozen(tuned: peft.PeftModel, place: str) -> None:
+def _check_head_frozen(tuned: Tuned, place: str) -> None:
     """Measuring without the base rests on a shared head: a wrapped one is an adapter's or a trained copy."""
-    head = tuned.get_base_model().get_output_embeddings()
+    head = _causal(tuned).get_output_embeddings()
     if type(head).__module__.startswith("peft") or head.weight.requires_grad:
         raise ModelError(f"got an adapter that changes the output head at {place}, expected the base's own head")
 
 
-def save_adapter(tuned: peft.PeftModel, folder: Path) -> None:
+def save_adapter(tuned: Tuned, folder: Path) -> None:
     """Write an adapter as an ordinary PEFT folder; it is complete once this returns, and only then."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
         tuned.save_pretrained(making, save_embedding_layers=False)
@@ -218,11 +227,24 @@ def save_adapter(tuned: peft.PeftModel, folder: Path) -> None:
         Path(making).mkdir()  # for the context manager to remove
 
 
-def detach_adapter(tuned: peft.PeftModel) -> PreTrainedModel:
+def detach_adapter(tuned: Tuned) -> Base:
     """Take the adapter off again and give back the base, bit for bit as it was; nothing is merged or un-merged."""
-    base: PreTrainedModel = tuned.unload()
+    unload: Any = tuned.unload
+    base: Base = unload()
     base.requires_grad_(False).eval()
     return base
+
+
+def adafactor(
+    parameters: list[torch.nn.Parameter], *, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Adafactor as Trainer's `optim="adafactor"` has it: second moments factored, no relative step, no scaling by size.
+
+    torch's own scales every step by the parameter's size, so its learning rate would mean something else.
+    """
+    return transformers.Adafactor(
+        parameters, lr=learning_rate, weight_decay=weight_decay, relative_step=False, scale_parameter=False
+    )
 
 
 def trainable_params(model: torch.nn.Module) -> int:
@@ -231,35 +253,33 @@ def trainable_params(model: torch.nn.Module) -> int:
 
 
 def hidden_states(
-    model: PreTrainedModel | peft.PeftModel, *, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"]
+    model: Base | Tuned, *, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"]
 ) -> Float[Tensor, "b t d"]:
     """Final hidden states, after the last norm, of a plain forward pass without the head.
 
-    `positions` restart at 0 where a new document starts inside a row; attention never crosses such a border. Right padding
-    needs no mask, because a causal model's earlier positions cannot see it. A bf16 model multiplies in bf16 and keeps
-    float32 adapters' weights in float32 (autocast); everything else follows the weights' own precision.
+    `positions` restart at 0 where a new document starts inside a row; attention never crosses such a border. Right
+    padding needs no mask, because a causal model's earlier positions cannot see it. A bf16 model multiplies in bf16 and
+    keeps float32 adapters' weights in float32 (autocast); everything else follows the weights' own precision.
     """
-    inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    with mixed_precision(inner):
-        states: Tensor = inner.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    head = output_head(model)
+    body: Any = _causal(model).get_decoder()
+    with torch.autocast(head.device.type, torch.bfloat16, enabled=head.dtype == torch.bfloat16):
+        states: Tensor = body(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
     return states
 
 
-def mixed_precision(model: PreTrainedModel) -> contextlib.AbstractContextManager[object]:
-    """The precision every forward pass of a model runs in, training and measuring alike."""
-    if model.dtype == torch.bfloat16:
-        return torch.autocast(model.device.type, torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def output_head(model: PreTrainedModel | peft.PeftModel) -> Float[Tensor, "v d"]:
+def output_head(model: Base | Tuned) -> Float[Tensor, "v d"]:
     """The output head's matrix."""
-    inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    weight: Tensor = inner.get_output_embeddings().weight
+    weight: Tensor = _causal(model).get_output_embeddings().weight
     return weight
 
 
-def weights_fingerprint(model: PreTrainedModel) -> str:
+def _causal(model: Base | Tuned) -> Any:
+    """The language model itself, inside an adapter's wrapper or not."""
+    return model.get_base_model() if isinstance(model, Tuned) else model
+
+
+def weights_fingerprint(model: Base) -> str:
     """Hex SHA-256 over names, shapes and bytes of a model's parameters, in name order: which base this is."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
@@ -274,13 +294,15 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Transformers' own progress bars and notices off; its errors still raise."""
+    """Transformers' and peft's own progress bars, notices and deprecations off; their errors still raise."""
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one library's use of another's old names, and advice about training
+            yield
     finally:
         transformers.logging.set_verbosity(verbosity)
         if bars:

@@ -11,7 +11,9 @@ from holdfast.errors import ConfigError, FitError
 from holdfast.laws import Fit, Laws
 from holdfast.stats import Estimate, Prediction, as_dict, rounded, t_quantile
 
-FORGETTING = "kl_base_tuned"
+MEASURE = "kl_base_tuned"
+"""Of forgetting, that budgets are held to."""
+
 LEVEL = 0.9
 """Of every interval named in a reason."""
 
@@ -46,6 +48,9 @@ class Plan:
     target_loss: float | None
     risk: float
 
+    def __str__(self) -> str:
+        return "\n".join([*self.reasons, *(f"Note: {warning}." for warning in self.warnings)])
+
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold; nan becomes None."""
         return as_dict(self)
@@ -69,39 +74,28 @@ def plan(
         FitError: trainable parameters per rank differ between the runs, so a rank does not say how many they are.
     """
     _check(max_forgetting=max_forgetting, target_loss=target_loss, risk=risk)
-    if laws.params_per_rank is None:
-        raise FitError(
-            "got runs whose trainable parameters per rank differ, expected one ratio, at the laws to plan with"
-        )
     choice = _choose(laws, max_forgetting=max_forgetting, target_loss=target_loss, risk=risk, reach=1)
     if not choice.feasible:
         choice = _choose(laws, max_forgetting=max_forgetting, target_loss=target_loss, risk=risk, reach=REACH)
-    params = round(choice.r * laws.params_per_rank)
-    forgetting = laws.joint[FORGETTING].predict(trainable_params=params, steps=choice.steps)
+    params = round(choice.r * _params_per_rank(laws))
+    forgetting = laws.joint[MEASURE].predict(trainable_params=params, steps=choice.steps)
     target_nll = laws.joint["target_nll"].predict(trainable_params=params, steps=choice.steps)
-    extrapolates = bool(forgetting.extrapolates)
     over = None if max_forgetting is None else float(forgetting.probability_above(max_forgetting))
+    low, high = laws.joint[MEASURE].domain["steps"]
 
     reasons = [price_in_words(laws), _outcome(laws, choice, forgetting, target_nll)]
     if over is not None and not math.isnan(over):
-        reasons.append(f"Such a run forgets more than {max_forgetting:g} with a probability of {_percent(over)}.")
-    low, high = laws.joint[FORGETTING].domain["steps"]
+        reasons.append(f"The probability that such a run forgets more than {max_forgetting:g} is {_percent(over)}.")
     if choice.feasible and choice.steps in {low, high}:
-        reasons.append(
-            f"It lies at the edge of the {low:g} to {high:g} steps that were run: beyond may be better still."
-        )
-    reasons += _rank_against_steps(laws.joint[FORGETTING])
+        reasons.append(f"It is at the edge of the {low:g} to {high:g} steps that were run: beyond may be better still.")
+    reasons += _rank_against_steps(laws.joint[MEASURE])
 
-    fits = (laws.lines[FORGETTING], laws.joint[FORGETTING], laws.joint["target_nll"])
+    fits = (laws.lines[MEASURE], laws.joint[MEASURE], laws.joint["target_nll"])
     warnings = [*laws.warnings, *(warning for fit in fits for warning in fit.warnings)]
-    if extrapolates:
-        warnings.append(
-            f"{choice.steps} steps lie outside the {low:g} to {high:g} that were run: the laws may not hold there"
-        )
-    if max_forgetting is not None and math.isnan(over or 0.0):
-        warnings.append(
-            f"forgetting has no interval: the mean is held to the budget, and a risk of {_percent(risk)} is not assured"
-        )
+    if forgetting.extrapolates:
+        warnings.append(f"{choice.steps} steps were never run, only {low:g} to {high:g}: the laws may not hold there")
+    if over is not None and math.isnan(over):
+        warnings.append(f"no interval: the budget is held by the mean, and a risk of {_percent(risk)} is not assured")
     return Plan(
         feasible=choice.feasible,
         r=choice.r,
@@ -109,9 +103,9 @@ def plan(
         steps=choice.steps,
         forgetting=forgetting,
         target_nll=target_nll,
-        price=laws.lines[FORGETTING].parameters["slope"],
+        price=laws.lines[MEASURE].parameters["slope"],
         probability_over_budget=over,
-        extrapolates=extrapolates,
+        extrapolates=bool(forgetting.extrapolates),
         reasons=tuple(reasons),
         warnings=tuple(dict.fromkeys(warnings)),
         max_forgetting=max_forgetting,
@@ -122,7 +116,7 @@ def plan(
 
 def price_in_words(laws: Laws) -> str:
     """The price of learning, as one sentence: what a tenth of a nat learned costs in nats forgotten."""
-    price = laws.lines[FORGETTING].parameters["slope"]
+    price = laws.lines[MEASURE].parameters["slope"]
     tenth = Estimate(value=price.value / 10, stderr=price.stderr / 10, n=price.n)
     low, high = (rounded(end, tenth.stderr) for end in tenth.interval(LEVEL))
     interval = "no interval" if math.isnan(tenth.stderr) else f"{_percent(LEVEL)} interval {low} to {high}"
@@ -149,8 +143,8 @@ def _choose(
 ) -> _Choice:
     """The best of all choices up to `reach` times outside the steps that were run, or the nearest miss."""
     r, steps = (axis.ravel() for axis in np.meshgrid(_ranks(laws), _steps(laws, reach), indexing="ij"))
-    at = {"trainable_params": r * (laws.params_per_rank or math.nan), "steps": steps}
-    forgetting, loss = laws.joint[FORGETTING].predict(**at), laws.joint["target_nll"].predict(**at)
+    at = {"trainable_params": r * _params_per_rank(laws), "steps": steps}
+    forgetting, loss = laws.joint[MEASURE].predict(**at), laws.joint["target_nll"].predict(**at)
     ceiling = forgetting.run_quantile(1 - risk)
     ceiling = np.where(np.isnan(ceiling), forgetting.mean, ceiling)
     excess = np.maximum(ceiling - (math.inf if max_forgetting is None else max_forgetting), 0)
@@ -160,6 +154,14 @@ def _choose(
     return _Choice(r=int(r[best]), steps=int(steps[best]), excess=float(excess[best]), shortfall=float(shortfall[best]))
 
 
+def _params_per_rank(laws: Laws) -> float:
+    if laws.params_per_rank is None:
+        raise FitError(
+            "got runs whose trainable parameters per rank differ, expected one ratio, at the laws to plan by"
+        )
+    return laws.params_per_rank
+
+
 def _ranks(laws: Laws) -> npt.NDArray[np.int64]:
     """Those of the study, and the powers of two between."""
     low, high = min(laws.ranks), max(laws.ranks)
@@ -167,35 +169,33 @@ def _ranks(laws: Laws) -> npt.NDArray[np.int64]:
 
 
 def _steps(laws: Laws, reach: float) -> npt.NDArray[np.int64]:
-    low, high = laws.joint[FORGETTING].domain["steps"]
+    low, high = laws.joint[MEASURE].domain["steps"]
     return np.unique(np.rint(np.geomspace(max(low / reach, 1), high * reach, STEP_CHOICES)).astype(np.int64))
 
 
 def _outcome(laws: Laws, choice: _Choice, forgetting: Prediction, target_nll: Prediction) -> str:
-    run = f"r = {choice.r} for {choice.steps} steps"
     forecast = (
-        f"forget {_one_run(forgetting)} nats per token on {laws.corpus}, reach {_one_run(target_nll)} on {laws.target}"
+        f"r = {choice.r} for {choice.steps} steps should forget {_one_run(forgetting, laws.corpus)} "
+        f"and reach a loss of {_one_run(target_nll, laws.target)}."
     )
     if choice.feasible:
-        return f"{run} should {forecast}."
+        return forecast
     misses = []
     if choice.excess > 0:
-        misses.append(f"{choice.excess:.2g} nats over the budget, at the risk allowed")
+        misses.append(f"the budget by {choice.excess:.2g} nats, at the risk allowed")
     if choice.shortfall > 0:
-        misses.append(f"{choice.shortfall:.2g} nats above the target loss")
-    return f"Not feasible: the nearest choice is {' and '.join(misses)}. {run} should {forecast}."
+        misses.append(f"the target loss by {choice.shortfall:.2g} nats")
+    return f"Not feasible: the nearest choice misses {' and '.join(misses)}. {forecast}"
 
 
-def _one_run(prediction: Prediction) -> str:
+def _one_run(prediction: Prediction, corpus: str) -> str:
     """The expected value, and where most single runs come out."""
     error = math.hypot(float(prediction.stderr), prediction.scatter)
-    low, high = (float(prediction.run_quantile(tail)) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    expected = rounded(float(prediction.mean), error)
-    return (
-        f"{expected} ({_percent(LEVEL)} of runs {rounded(low, error)} to {rounded(high, error)})"
-        if low < high
-        else expected
-    )
+    expected = f"{rounded(float(prediction.mean), error)} nats per token on {corpus}"
+    if math.isnan(error):
+        return expected
+    low, high = (rounded(float(prediction.run_quantile(tail)), error) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return f"{expected} ({_percent(LEVEL)} of runs {low} to {high})"
 
 
 def _rank_against_steps(fit: Fit) -> list[str]:
@@ -205,7 +205,7 @@ def _rank_against_steps(fit: Fit) -> list[str]:
         return []
     i, j = list(fit.parameters).index("x"), list(fit.parameters).index("y")
     covariance = fit.covariance
-    error = math.sqrt(covariance[i][i] + covariance[j][j] - 2 * covariance[i][j])
+    error = math.sqrt(max(covariance[i][i] + covariance[j][j] - 2 * covariance[i][j], 0))
     if abs(y.value - x.value) <= t_quantile((1 + LEVEL) / 2, fit.dof) * error:
         return []
     if x.interval(LEVEL)[1] < HARDLY * y.interval(LEVEL)[0]:

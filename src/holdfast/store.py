@@ -33,7 +33,8 @@ State = Literal["done", "failed", "diverged", "in progress"]
 Role = Literal["target", "retain"]
 
 QUANTITIES = (
-    "nll", "base_nll", "cross_entropy", "hard_cross_entropy", "base_entropy", "kl_base_tuned", "excess_nll", "agreement",
+    "nll", "base_nll", "cross_entropy", "hard_cross_entropy",
+    "base_entropy", "kl_base_tuned", "excess_nll", "agreement",
 )  # fmt: skip
 """Every measured quantity, nats per scored token (`agreement`: share of them). Formulas in docs/theory.md."""
 
@@ -127,7 +128,9 @@ def recording(config: RunConfig, *, root: Path, provenance: Mapping[str, Any]) -
     except filelock.Timeout as error:
         raise StoreError(f"run {config.name} is being written by another process, at {folder}") from error
     except OSError as error:
-        raise ResourceError(f"run folder cannot be written: {error.strerror or error}, at {error.filename or folder}") from error
+        raise ResourceError(
+            f"run folder cannot be written: {error.strerror or error}, at {error.filename or folder}"
+        ) from error
 
 
 def read_run(folder: Path) -> Run:
@@ -232,7 +235,9 @@ def _read_rows(path: Path, *, finished: bool) -> Iterator[Row]:
             fields = record["row"]
             yield Row(**fields | {"stderr": math.nan if fields["stderr"] is None else fields["stderr"]})
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"got a damaged record, expected a row that matches its checksum, at {path}:{number}") from error
+            raise StoreError(
+                f"got a damaged record, expected a row that matches its checksum, at {path}:{number}"
+            ) from error
     if lines[-1] and finished:
         raise StoreError(f"got half a record at the end of a finished run, at {path}:{len(lines)}")
 

@@ -22,6 +22,7 @@ from holdfast.errors import DataError
 from holdfast.store import State, read_run, recording, tabulate
 from holdfast.training import Diverged, Event, Texts, Workbench, prepare, read_texts, train
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Progress:
     """Where a sweep is: `run` number `index` (from 0) of `runs` is in `state`, and `event` is the last thing it did."""
@@ -90,7 +91,7 @@ def _make(
         origin = provenance(bench, texts) | {"trainable_params": models.trainable_params(tuned)}
         with recording(config, root=root, provenance=origin) as recorder:
             try:
-                train(tuned, config, bench, recorder=recorder, tell=tell)
+                train(tuned, config, bench, record=recorder.append, tell=tell)
                 models.save_adapter(tuned, recorder.folder / "adapter")
             except Diverged as error:
                 recorder.fail("diverged", str(error))
@@ -125,14 +126,14 @@ def _standing(folder: Path, texts: Texts) -> tuple[State, str | None]:
     changed = [name for name, print_ in texts.fingerprints.items() if before[name] != print_]
     if changed and run.state != "in progress":
         raise DataError(
-            f"got other texts ({', '.join(changed)}) than run {run.name} was made with, expected the same in one folder; sweep "
-            f"into another with --out, or restore them, at {folder}"
+            f"got other texts ({', '.join(changed)}) than run {run.name} was made with, expected the same in one "
+            f"folder; sweep into another with --output-dir, or restore them, at {folder}"
         )
     return run.state, run.reason
 
 
 def provenance(bench: Workbench, texts: Texts) -> dict[str, Any]:
-    """Where numbers come from: versions, machine and the fingerprints of weights and texts. Holds no secret and no name."""
+    """Where numbers come from: versions, machine, fingerprints of weights and texts. Holds no secret and no name."""
     packages = ("holdfast", "torch", "transformers", "peft", "numpy", "tokenizers", "safetensors")
     device = bench.base.device
     return {
@@ -140,7 +141,9 @@ def provenance(bench: Workbench, texts: Texts) -> dict[str, Any]:
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "fingerprints": texts.fingerprints | {"weights": bench.weights_fingerprint},
     }

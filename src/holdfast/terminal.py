@@ -53,7 +53,11 @@ class SweepProgress:
 
     def __init__(self) -> None:
         self._console = err()
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %  {task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %  {task.fields[note]}"),
+        )
         self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._study = self._bars.add_task("study", total=1.0, note="")
         self._run = self._bars.add_task("run", total=1.0, note="")
@@ -100,9 +104,7 @@ class SweepProgress:
         colour = {"done": "green", "diverged": "yellow", "failed": "red"}[at.state]
         change = f", held-out loss {self._losses[0]:.3f} → {self._losses[-1]:.3f}" if self._losses else ""
         reason = f": {escape(at.reason)}" if at.reason else ""
-        self._console.print(
-            f"{name}: [{colour}]{at.state}[/]{reason}{change}  [dim]{at.run.name}[/]", soft_wrap=True
-        )
+        self._console.print(f"{name}: [{colour}]{at.state}[/]{reason}{change}  [dim]{at.run.name}[/]", soft_wrap=True)
 
 
 def sweep_with_progress(study: Study | Path, *, out: Path, device: str, retry_failed: bool = False) -> pd.DataFrame:
@@ -115,13 +117,21 @@ def sweep_with_progress(study: Study | Path, *, out: Path, device: str, retry_fa
 
 def show_forgetting(reports: Iterable[ForgettingReport]) -> None:
     """One row per text: forgetting in nats per token, and what else changed."""
-    table = Table("text", "documents", "tokens", "forgetting (KL)", "95 % interval", "agreement", "loss before", "loss after")
+    table = Table(
+        "text", "documents", "tokens", "forgetting (KL)", "95 % interval", "agreement", "loss before", "loss after"
+    )
     for report in reports:
         low, high = report.kl_base_tuned.interval()
         table.add_row(
-            escape(report.corpus), str(report.kl_base_tuned.n), f"{int(report.count.sum()):,}", str(report.kl_base_tuned),
-            f"{low:.3g} to {high:.3g}", str(report.agreement), str(report.base_nll), str(report.nll),
-        )  # fmt: skip
+            escape(report.corpus),
+            str(report.kl_base_tuned.n),
+            f"{int(report.count.sum()):,}",
+            str(report.kl_base_tuned),
+            f"{low:.3g} to {high:.3g}",
+            str(report.agreement),
+            str(report.base_nll),
+            str(report.nll),
+        )
     out().print(table)
     out().print("Nats per scored token, ± standard error over documents. Agreement: share of equal next-token choices.")
 
@@ -146,12 +156,10 @@ def _add_fit(table: Table, fit: Fit) -> None:
     for position, (name, estimate) in enumerate(fit.parameters.items()):
         low, high = estimate.interval(LEVEL)
         interval = "not identified" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
-        first = position == 0
-        table.add_row(
-            f"{fit.law}, {fit.estimator}" if first else "", fit.quantity if first else "", name, f"{estimate.value:.4g}",
-            interval, f"{fit.r2:.4f}" if first else "", str(fit.n_points) if first else "", str(fit.n_runs) if first else "",
-            end_section=position == len(fit.parameters) - 1,
-        )  # fmt: skip
+        about = (f"{fit.law}, {fit.estimator}", fit.quantity) if position == 0 else ("", "")
+        evidence = (f"{fit.r2:.4f}", str(fit.n_points), str(fit.n_runs)) if position == 0 else ("", "", "")
+        last = position == len(fit.parameters) - 1
+        table.add_row(*about, name, f"{estimate.value:.4g}", interval, *evidence, end_section=last)
 
 
 def show_plan(plan: Plan) -> None:

@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from peft import PeftModel
 from torch import Tensor
-from transformers import Adafactor, PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import models
 from holdfast.config import Optimizer, RunConfig
 from holdfast.corpora import Block, Corpus, Tokens, packed_batches, read_corpus, split, tokenise
 from holdfast.errors import DataError, ModelError
 from holdfast.meter import ForgettingReport, ObservedBase, measure_on, observe_base
-from holdfast.store import QUANTITIES, Recorder, Role, Row
+from holdfast.models import Base, Tuned
+from holdfast.store import QUANTITIES, Role, Row
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,18 +67,20 @@ class _TrainingLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream, None, None
 
 
-def batch_loss(tuned: PeftModel, block: Block) -> Float[Tensor, ""]:
+def batch_loss(tuned: Tuned, block: Block) -> Float[Tensor, ""]:
     """Summed loss, in nats, over the scored tokens of a batch; the head is never applied to the others."""
     head = models.output_head(tuned)
     ids = torch.from_numpy(block.ids).to(head.device)
     states = models.hidden_states(tuned, ids=ids, positions=torch.from_numpy(block.positions).to(head.device))
     scored = torch.from_numpy(block.scored).to(head.device)
-    loss: Tensor = _TrainingLoss.apply(states[:, :-1][scored[:, 1:]].to(head.dtype), head, ids[scored])
+    loss: Tensor = _TrainingLoss.apply(  # type: ignore[no-untyped-call]
+        states[:, :-1][scored[:, 1:]].to(head.dtype), head, ids[scored]
+    )
     return loss
 
 
@@ -93,21 +94,15 @@ def learning_rate(config: Optimizer, *, step: int, steps: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def make_optimizer(config: Optimizer, tuned: PeftModel) -> torch.optim.Optimizer:
-    """The update rule over the trainable parameters; the learning rate is set anew at every step.
-
-    Adafactor as in the paper's family of runs: second moments factored, no relative step, no parameter scaling, so that
-    its learning rate means what AdamW's does.
-    """
+def make_optimizer(config: Optimizer, tuned: Tuned) -> torch.optim.Optimizer:
+    """The update rule over the trainable parameters; the learning rate is set anew at every step."""
     parameters = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
     if config.name == "adamw":
         return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return Adafactor(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, relative_step=False, scale_parameter=False
-    )
+    return models.adafactor(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def update(tuned: PeftModel, optimizer: torch.optim.Optimizer, blocks: list[Block], config: RunConfig, step: int) -> float:
+def update(tuned: Tuned, optimizer: torch.optim.Optimizer, blocks: list[Block], config: RunConfig, step: int) -> float:
     """One update step over its micro-batches; returns the mean loss per scored token before it, in nats.
 
     Gradients are summed over micro-batches and divided once by the step's scored tokens, so how a batch is cut into
@@ -120,7 +115,7 @@ def update(tuned: PeftModel, optimizer: torch.optim.Optimizer, blocks: list[Bloc
     total = 0.0
     for block in blocks:
         loss = batch_loss(tuned, block)
-        (loss / scored).backward()  # type: ignore[no-untyped-call]
+        (loss / scored).backward()
         total += loss.item()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm or math.inf)
@@ -149,9 +144,9 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workbench:
-    """What the runs of a study share: the base, the tokens to train on, and what the base says of the measured texts."""
+    """What the runs of a study share: the base, the tokens to train on, what the base says of the measured texts."""
 
-    base: PreTrainedModel
+    base: Base
     training: tuple[Tokens, ...]
     observed: tuple[tuple[Role, ObservedBase], ...]
     weights_fingerprint: str
@@ -178,7 +173,8 @@ def prepare(config: RunConfig, texts: Texts, *, device: str) -> Workbench:
     training = tuple(tokenise(document, tokenizer) for document in texts.training.documents)
     base = models.load_base(config.model, dtype=config.dtype, device=device)
     observed = tuple(
-        (role, observe_base(base, corpus, tokenizer=tokenizer, context=config.context)) for role, corpus in texts.measured
+        (role, observe_base(base, corpus, tokenizer=tokenizer, context=config.context))
+        for role, corpus in texts.measured
     )
     return Workbench(
         base=base, training=training, observed=observed, weights_fingerprint=models.weights_fingerprint(base)
@@ -186,35 +182,36 @@ def prepare(config: RunConfig, texts: Texts, *, device: str) -> Workbench:
 
 
 def train(
-    tuned: PeftModel,
+    tuned: Tuned,
     config: RunConfig,
     bench: Workbench,
     *,
-    recorder: Recorder | None,
+    record: Callable[[list[Row]], None] | None,
     tell: Callable[[Event], None] = lambda _: None,
 ) -> None:
     """Train one fresh adapter as its config says and measure it along the way; the one loop of the package.
 
     Every run of a study sees the same batches in the same order (they depend on the data and the seed alone), so
-    differences between ranks are not differences between batches. Without a recorder nothing is measured.
+    differences between ranks are not differences between batches. With `record=None` nothing is
+    measured; else it is given the rows of each measurement, and has them safe when it returns.
 
     Raises:
         Diverged: the loss, the gradient or a measured number is NaN or infinite.
     """
     optimizer = make_optimizer(config.optimizer, tuned)
     batches = packed_batches(bench.training, context=config.context, rows=config.batch_size, seed=config.seed)
-    measured_at = config.measured_steps() if recorder else ()
+    measured_at = config.measured_steps() if record else ()
     work = len(measured_at) * sum(o.tokens for _, o in bench.observed) + 2 * config.steps * config.batch_tokens
     done = 0
     torch.manual_seed(config.seed)  # dropout's
     tuned.train()
     loss = math.nan
     for step in range(config.steps + 1):
-        if recorder and step in measured_at:
+        if record and step in measured_at:
             for role, observed in bench.observed:
                 report = _measure(tuned, observed, step)
                 done += observed.tokens
-                recorder.append(_rows(report, role=role, step=step, tokens=step * config.batch_tokens))
+                record(_rows(report, role=role, step=step, tokens=step * config.batch_tokens))
                 tell(Event(step=step, share=done / work, loss=loss, role=role, report=report))
         if step < config.steps:
             blocks = [next(batches) for _ in range(config.gradient_accumulation_steps)]
@@ -223,7 +220,7 @@ def train(
             tell(Event(step=step + 1, share=done / work, loss=loss, role=None, report=None))
 
 
-def _measure(tuned: PeftModel, observed: ObservedBase, step: int) -> ForgettingReport:
+def _measure(tuned: Tuned, observed: ObservedBase, step: int) -> ForgettingReport:
     try:
         return measure_on(tuned, observed)
     except ModelError as error:

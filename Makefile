@@ -1,0 +1,28 @@
+# `make demo` and `make test` are all a newcomer needs: each makes .venv and installs into it first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## fine-tune a small model, measure what it forgets, fit, plan and report: about ten minutes
+	$(BIN)/holdfast demo
+
+test: .venv/installed  ## the whole suite
+	$(BIN)/python -m pytest
+
+lint: .venv/installed  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/installed  ## what lint can mend by itself
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## everything made here
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

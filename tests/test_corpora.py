@@ -1,0 +1,194 @@
+"""Text into tokens: what is scored, what is packed, what is held out, and what is refused."""
+
+import json
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast.corpora import Corpus, Document, Tokens, measured_blocks, packed_batches, read_corpus, split, tokenise
+from holdfast.errors import DataError
+from holdfast.models import load_tokenizer
+
+
+def corpus(*texts: str) -> Corpus:
+    return Corpus(name="t", documents=tuple(Document(content={"text": t}, place=str(i)) for i, t in enumerate(texts)))
+
+
+def tokens(lengths: list[int], seed: int = 0) -> list[Tokens]:
+    """Documents whose token ids are all different, every token but the first scored."""
+    start = np.cumsum([0, *lengths])
+    return [
+        Tokens(ids=np.arange(a, b), scored=np.arange(b - a) > 0) for a, b in zip(start[:-1], start[1:], strict=True)
+    ]
+
+
+def test_only_the_assistant_is_scored(tiny: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny))
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is 2 + 2?"},
+        {"role": "assistant", "content": "It is 4."},
+        {"role": "user", "content": "And 3 + 3?"},
+        {"role": "assistant", "content": "6, of course."},
+    ]
+    got = tokenise(Document(content={"messages": messages}, place="here"), tokenizer)
+    runs = np.split(got.ids, np.flatnonzero(np.diff(got.scored)) + 1)
+    texts = [tokenizer.decode(run) for run in runs]
+    assert texts[1::2] == ["It is 4.<|im_end|>", "6, of course.<|im_end|>"]
+    assert "".join(texts) == str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+
+def test_the_built_in_template_and_answers(tiny: Path) -> None:
+    """The real data set through a template: every answer is scored whole, and nothing else."""
+    tokenizer = load_tokenizer(str(tiny))
+    for document in read_corpus("builtin:gsm8k").documents[:20]:
+        got = tokenise(document, tokenizer)
+        assert tokenizer.decode(got.ids[got.scored]) == document.content["messages"][1]["content"] + "<|im_end|>"
+
+
+def test_a_completion_is_scored_and_its_prompt_is_not(tiny: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny))
+    got = tokenise(Document(content={"prompt": "The tide", "completion": " comes in."}, place="here"), tokenizer)
+    assert tokenizer.decode(got.ids[got.scored]) == " comes in.<|end|>"
+    plain = tokenise(Document(content={"text": "The tide comes in."}, place="here"), tokenizer)
+    assert plain.scored.tolist() == [False] + [True] * (len(plain.ids) - 1)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tiny: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] if loop.last else 'removed' }}|{% endfor %}"
+        "{% if add_generation_prompt %}>{% endif %}"
+    )
+    messages = [{"role": role, "content": text} for role, text in [("user", "a"), ("assistant", "b"), ("user", "c")]]
+    with pytest.raises(DataError, match="rewrites turn 2.*, at row 7"):
+        tokenise(Document(content={"messages": messages}, place="row 7"), tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match="no chat template, at row 7"):
+        tokenise(Document(content={"messages": messages}, place="row 7"), tokenizer)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(8, 24), st.integers(1, 3), st.integers(0, 9))
+def test_packing_loses_nothing_and_crosses_nothing(lengths: list[int], context: int, rows: int, seed: int) -> None:
+    documents = tokens(lengths)
+    blocks = list(islice(packed_batches(documents, context=context, rows=rows, seed=seed), 6))
+    again = list(islice(packed_batches(documents, context=context, rows=rows, seed=seed), 6))
+    assert all(np.array_equal(a.ids, b.ids) for a, b in zip(blocks, again, strict=True))
+    stream = np.concatenate([block.ids.ravel() for block in blocks])
+    epochs = len(stream) // sum(lengths)
+    seen = Counter(stream[: epochs * sum(lengths)].tolist())
+    assert all(seen[token] == epochs for token in range(sum(lengths)) if epochs)
+    starts = {int(document.ids[0]) for document in documents}
+    for block in blocks:
+        assert block.ids.shape == (rows, context)
+        assert (block.positions[:, 0] == 0).all()
+        assert not block.scored[:, 0].any()
+        for row in range(rows):
+            new = block.positions[row] == 0
+            assert new[1:].tolist() == [int(token) in starts for token in block.ids[row, 1:]]
+            # Within a document positions count up by one and its tokens follow each other.
+            assert (np.diff(block.ids[row])[~new[1:]] == 1).all()
+            assert (np.diff(block.positions[row])[~new[1:]] == 1).all()
+            assert block.scored[row].tolist() == (~new).tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(2, 70), min_size=1, max_size=12), st.integers(8, 32), st.integers(8, 200))
+def test_the_batch_plan_scores_each_token_once(lengths: list[int], context: int, size: int) -> None:
+    documents = tokens(lengths)
+    blocks = measured_blocks(documents, context=context, tokens=size)
+    scored = Counter(token for block in blocks for token in block.ids[block.scored].tolist())
+    assert set(scored.values()) <= {1}
+    windows = sum(-(-length // context) for length in lengths)
+    assert len(scored) == sum(lengths) - windows  # all but the first token of each window
+    for block in blocks:
+        assert block.ids.shape[1] <= context
+        for row, column in zip(*np.nonzero(block.document >= 0), strict=True):
+            assert block.ids[row, column] in documents[block.document[row, column]].ids
+
+
+def test_splitting_depends_on_contents_alone_and_never_overlaps() -> None:
+    texts = [f"text {i}" for i in range(50)]
+    training, held_out = split(corpus(*texts, *texts[:10]), held_out=8)
+    assert len(held_out.documents) == 8
+    assert len(training.documents) == 42
+    assert not {d.digest for d in training.documents} & {d.digest for d in held_out.documents}
+    _, reordered = split(corpus(*reversed(texts)), held_out=8)
+    assert {d.digest for d in reordered.documents} == {d.digest for d in held_out.documents}
+    with pytest.raises(DataError, match="got 50 distinct documents in t, expected more than the 50"):
+        split(corpus(*texts), held_out=50)
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one_whatever_the_order() -> None:
+    texts = [f"text {i}" for i in range(30)]
+    small, large = corpus(*texts).sample(5), corpus(*reversed(texts)).sample(12)
+    assert large.documents[:5] == tuple(d for d in large.documents if d.digest in {s.digest for s in small.documents})
+    assert corpus(*texts).sample(None).fingerprint == corpus(*reversed(texts)).sample(None).fingerprint
+    assert corpus(*texts).fingerprint != corpus(*texts[1:]).fingerprint
+
+
+def test_every_source_gives_the_same_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": "one"}, {"text": "zwei ü"}, {"text": "three\nlines\n"}]
+    folder = tmp_path / "org" / "name"
+    folder.mkdir(parents=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "train.jsonl").write_text(lines, encoding="utf-8")
+    pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "bom.jsonl").write_text("\ufeff" + lines.replace("\n{", "\n\n{"), encoding="utf-8")
+    (tmp_path / "texts").mkdir()
+    for index, row in enumerate(rows):
+        (tmp_path / "texts" / f"{index}.txt").write_text(row["text"], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    specs = ["org/name/train.jsonl", "org/name", "rows.parquet", "bom.jsonl", "texts", "org/name@train"]
+    prints = {spec: read_corpus(spec).fingerprint for spec in specs}
+    assert len(set(prints.values())) == 1, prints
+    assert [read_corpus(spec).name for spec in specs] == ["train", "name", "rows", "bom", "texts", "name"]
+
+
+def test_the_built_in_texts_are_what_they_say() -> None:
+    wikipedia, gsm8k = read_corpus("builtin:wikipedia"), read_corpus("builtin:gsm8k")
+    assert (len(wikipedia.documents), len(gsm8k.documents)) == (101, 1319)
+    assert wikipedia.documents[0].format == "text"
+    assert gsm8k.documents[0].content["messages"][0]["content"].startswith("Janet")
+
+
+BAD = {
+    "broken.jsonl": ('{"text": "a"}\n{"text": \n', r"broken JSON .*broken.jsonl:2"),
+    "list.jsonl": ("[1]\n", r"got a list, expected an object, at .*list.jsonl:1"),
+    "columns.jsonl": ('{"txt": "a"}\n', r"got columns \['txt'\], expected a column 'text'.*columns.jsonl:1"),
+    "empty.jsonl": ("\n\n", "got no documents"),
+    "blank.jsonl": ('{"text": "a"}\n{"text": "  "}\n', r"text that is not empty, at .*blank.jsonl:2"),
+    "number.jsonl": ('{"text": 5}\n', r"got text 5, expected a text.*number.jsonl:1"),
+    "mixed.jsonl": ('{"text": "a"}\n{"messages": [{"role": "assistant", "content": "b"}]}\n', "several formats"),
+    "silent.jsonl": ('{"messages": [{"role": "user", "content": "b"}]}\n', "the assistant says nothing.*:1"),
+    "roles.jsonl": ('{"messages": [{"content": "b"}]}\n', "expected texts 'role' and 'content'.*:1"),
+    "turns.jsonl": ('{"messages": "hello"}\n', "expected a list of {role, content}.*:1"),
+    "not.parquet": ("hello", "cannot be read: .*not.parquet"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_malformed_data_is_named_by_file_and_row(name: str, tmp_path: Path) -> None:
+    content, message = BAD[name]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_corpus(str(tmp_path / name))
+    assert caught.value.exit_code == 3
+
+
+def test_bytes_that_are_not_text_and_files_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xfc"}\n')
+    with pytest.raises(DataError, match=r"not UTF-8.*latin.jsonl:2"):
+        read_corpus(str(tmp_path / "latin.jsonl"))
+    with pytest.raises(DataError, match=r"expected a file or folder there, at .*absent.jsonl"):
+        read_corpus("absent.jsonl")
+    with pytest.raises(DataError, match=r"data set 'nobody/nothing:x@test' cannot be loaded"):
+        read_corpus("nobody/nothing:x@test")

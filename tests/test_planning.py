@@ -1,0 +1,219 @@
+"""Plans against brute force over the laws, simulated risk, and the sentences people read."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+import simulated
+from holdfast.errors import ConfigError, FitError
+from holdfast.laws import fit
+from holdfast.planning import plan
+from holdfast.stats import Estimate
+
+QUIET = fit(simulated.study())
+NOISY = fit(simulated.study(np.random.default_rng(0)))
+
+
+def brute_force(laws, acceptable, wish):
+    """The best (rank, steps) of all ranks and whole steps of the study, one prediction at a time."""
+    low, high = laws.joint["kl_base_tuned"].domain["steps"]
+    best = None
+    for r in (8, 16, 32, 64, 128, 256):
+        for steps in range(int(low), int(high) + 1):
+            at = {"trainable_params": r * simulated.PARAMS_PER_RANK, "steps": steps}
+            forgetting, loss = laws.joint["kl_base_tuned"].predict(**at), laws.joint["target_nll"].predict(**at)
+            if acceptable(forgetting, loss) and (best is None or wish(forgetting, loss) < best[0]):
+                best = (wish(forgetting, loss), r, steps)
+    return best
+
+
+def test_a_budget_buys_the_lowest_loss_within_the_risk():
+    found = plan(NOISY, max_forgetting=0.5, risk=0.1)
+    loss, r, steps = brute_force(NOISY, lambda f, _: f.probability_above(0.5) <= 0.1, lambda _, loss: loss.mean)
+    assert (found.r, found.steps) == (r, steps)
+    assert found.target_nll.mean == pytest.approx(loss)
+    assert found.feasible
+    assert not found.extrapolates
+    assert found.probability_over_budget <= 0.1
+    assert found.trainable_params == r * simulated.PARAMS_PER_RANK
+
+
+def test_a_loss_is_reached_with_the_least_forgetting():
+    found = plan(NOISY, target_loss=0.68)
+    forgetting, r, steps = brute_force(NOISY, lambda _, loss: loss.mean <= 0.68, lambda f, _: f.mean)
+    assert (found.r, found.steps) == (r, steps)
+    assert found.forgetting.mean == pytest.approx(forgetting)
+    assert found.probability_over_budget is None
+
+
+def test_both_at_once_satisfy_both():
+    found = plan(NOISY, max_forgetting=0.58, target_loss=0.69)
+    assert found.feasible
+    assert found.target_nll.mean <= 0.69
+    assert found.forgetting.probability_above(0.58) <= 0.1
+    alone = plan(NOISY, max_forgetting=0.58)
+    assert (found.r, found.steps) == (alone.r, alone.steps)
+
+
+def test_the_risk_is_kept_by_the_runs_that_follow():
+    """Studies, each planned from, and then runs drawn from the truth as the plan says."""
+    rng = np.random.default_rng(10)
+    studies = [fit(simulated.study(rng, seeds=(0,))) for _ in range(50)]
+    for risk in (0.05, 0.1, 0.3, 0.5):
+        plans = [plan(laws, max_forgetting=0.5, risk=risk) for laws in studies]
+        at = {"trainable_params": [p.trainable_params for p in plans], "steps": [p.steps for p in plans]}
+        runs = simulated.truth("kl_base_tuned", **at) + 0.005 * rng.normal(size=(400, len(plans)))
+        over = np.mean(runs > 0.5)
+        print(f"planned at a risk of {risk:.0%}, {over:.1%} of runs exceed the budget")
+        assert risk / 2 <= over <= risk + 0.05
+
+
+def test_less_risk_costs_loss():
+    losses = [plan(NOISY, max_forgetting=0.5, risk=risk).target_nll.mean for risk in (0.01, 0.1, 0.3, 0.5)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > losses[-1]
+
+
+def test_beyond_the_study_only_when_nothing_within_will_do():
+    beyond = plan(NOISY, max_forgetting=0.3)
+    low, _ = NOISY.joint["kl_base_tuned"].domain["steps"]
+    assert beyond.feasible
+    assert beyond.extrapolates
+    assert beyond.steps < low
+    assert any("never run, only 55 to 260" in warning for warning in beyond.warnings)
+
+
+def test_longer_runs_than_any_are_planned_for_a_loss_none_reached():
+    beyond = plan(NOISY, target_loss=0.645)
+    assert beyond.feasible
+    assert beyond.extrapolates
+    assert 260 < beyond.steps <= 4 * 260
+
+
+@pytest.mark.parametrize(
+    ("asked", "missed"),
+    [
+        ({"max_forgetting": 0.01}, ["the budget by"]),
+        ({"target_loss": 0.5}, ["the target loss by"]),
+        ({"max_forgetting": 0.01, "target_loss": 0.5}, ["the budget by", "the target loss by"]),
+    ],
+)
+def test_what_cannot_be_had_is_said_with_how_much_is_missing(asked, missed):
+    found = plan(QUIET, **asked)
+    sentence = found.reasons[1]
+    assert not found.feasible
+    assert sentence.startswith("Not feasible")
+    assert all(words in sentence for words in missed)
+    if len(asked) == 1:
+        got = found.forgetting.mean if "max_forgetting" in asked else found.target_nll.mean
+        gap = got - next(iter(asked.values()))
+        assert f"{missed[0]} {gap:.2g} nats" in sentence
+
+
+def test_the_price_comes_first_and_in_words():
+    line = QUIET.lines["kl_base_tuned"]
+    slope = Estimate(value=0.42, stderr=0.023, n=18)
+    line = dataclasses.replace(line, parameters=line.parameters | {"slope": slope})
+    found = plan(dataclasses.replace(QUIET, lines=QUIET.lines | {"kl_base_tuned": line}), target_loss=0.7)
+    assert found.price == slope
+    assert found.reasons[0] == (
+        "Each 0.1 nat of improvement on openorca costs 0.042 nats of forgetting on wikipedia "
+        "(90 % interval 0.038 to 0.046)."
+    )
+
+
+def with_exponents(x, y, stderr):
+    """Laws as if the exponents of forgetting had been found so."""
+    joint = QUIET.joint["kl_base_tuned"]
+    parameters = joint.parameters | {
+        name: dataclasses.replace(joint.parameters[name], value=value, stderr=stderr)
+        for name, value in (("x", x), ("y", y))
+    }
+    covariance = tuple(tuple(stderr**2 * (i == j) for j in range(4)) for i in range(4))
+    fitted = dataclasses.replace(joint, parameters=parameters, covariance=covariance)
+    return dataclasses.replace(QUIET, joint=QUIET.joint | {"kl_base_tuned": fitted})
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "stderr", "verdict"),
+    [
+        (0.13, 0.53, 0.01, "Rank hardly matters, steps do"),
+        (0.40, 0.53, 0.01, "Steps matter more than rank"),
+        (0.60, 0.20, 0.01, "Rank matters more than steps"),
+        (0.13, 0.53, 0.30, None),
+    ],
+)
+def test_rank_against_steps_is_judged_only_when_the_numbers_tell(x, y, stderr, verdict):
+    reasons = plan(with_exponents(x, y, stderr), target_loss=0.68).reasons
+    judged = [reason for reason in reasons if "exponent" in reason]
+    assert [reason.split(":")[0] for reason in judged] == ([] if verdict is None else [verdict])
+
+
+def test_an_answer_at_the_edge_of_the_study_says_so():
+    found = plan(NOISY, max_forgetting=5.0)
+    assert (found.r, found.steps) == (256, 260)
+    assert any("edge of the 55 to 260 steps" in reason for reason in found.reasons)
+
+
+def test_powers_of_two_between_the_ranks_are_considered():
+    laws = fit(simulated.study(np.random.default_rng(1), ranks=(8, 24, 256)))
+    assert {plan(laws, target_loss=loss).r for loss in np.linspace(0.66, 0.75, 200)} <= {8, 16, 24, 32, 64, 128, 256}
+    equal = dataclasses.replace(laws, joint=laws.joint | {"target_nll": rank_free(laws.joint["target_nll"])})
+    assert plan(equal, max_forgetting=5.0).r == 8, "equals go to the fewest parameters"
+
+
+def rank_free(fitted):
+    return dataclasses.replace(
+        fitted, parameters=fitted.parameters | {"x": dataclasses.replace(fitted.parameters["x"], value=0.0)}
+    )
+
+
+def test_without_an_interval_the_mean_is_used_and_told():
+    laws = fit(simulated.study(np.random.default_rng(2), ranks=(16,), seeds=(0,)))
+    found = plan(laws, max_forgetting=0.5)
+    assert found.r == 16
+    assert found.feasible
+    assert found.forgetting.mean <= 0.5
+    assert math.isnan(found.probability_over_budget)
+    assert any("the budget is held by the mean" in warning for warning in found.warnings)
+    assert any("one run gives no interval" in warning for warning in found.warnings)
+    assert "(no interval)" in found.reasons[0]
+    assert "nan" not in " ".join(found.reasons)
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["probability_over_budget"] is None
+
+
+def test_every_doubt_about_the_laws_used_comes_along_once():
+    table = simulated.study(np.random.default_rng(3), ranks=(8, 32, 128), seeds=(0,))
+    table.loc[table["r"] == 8, "learning_rate"] = 1e-3
+    warnings = plan(fit(table), max_forgetting=0.6).warnings
+    assert any("differ in learning_rate" in warning for warning in warnings)
+    assert warnings.count("intervals rest on 3 runs only") == 1
+
+
+def test_a_plan_prints_its_reasons_and_its_doubts():
+    found = plan(NOISY, max_forgetting=0.3)
+    assert str(found).splitlines()[0] == found.reasons[0]
+    assert len(str(found).splitlines()) == len(found.reasons) + len(found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "neither max_forgetting nor target_loss"),
+        ({"max_forgetting": -0.1}, "max_forgetting -0.1, expected a positive"),
+        ({"max_forgetting": math.nan, "risk": 2}, r"max_forgetting nan.*risk 2"),
+        ({"target_loss": math.inf}, "target_loss inf"),
+        ({"target_loss": 1.0, "risk": 0.0}, "risk 0.0"),
+    ],
+)
+def test_questions_without_an_answer_are_refused(asked, words):
+    with pytest.raises(ConfigError, match=words):
+        plan(QUIET, **asked)
+
+
+def test_a_rank_that_does_not_say_how_many_parameters_is_refused():
+    with pytest.raises(FitError, match="per rank differ"):
+        plan(dataclasses.replace(QUIET, params_per_rank=None), max_forgetting=0.1)

@@ -1,0 +1,176 @@
+"""The loop: its loss, its order, its steps, and that measuring it changes nothing."""
+
+import math
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast import models, training
+from holdfast.config import Adapter, Measure, Optimizer, RunConfig, Target
+from holdfast.corpora import packed_batches
+from holdfast.store import Row
+from holdfast.training import Diverged, Event, Workbench
+
+
+@pytest.fixture
+def config(tiny: Path, texts: tuple[Path, Path]) -> RunConfig:
+    return RunConfig(
+        model=str(tiny), dtype="float32", target=Target(data=str(texts[0]), held_out=8), retain=(str(texts[1]),),
+        adapter=Adapter(r=4, lora_alpha=8.0, lora_dropout=0.1), steps=6, optimizer=Optimizer(learning_rate=3e-3),
+        batch_size=2, context=48, measure=Measure(points=3, first=2, documents=4), seed=5,
+    )  # fmt: skip
+
+
+def changed(config: RunConfig, **values: object) -> RunConfig:
+    return config.model_copy(update=values)
+
+
+def bench_of(config: RunConfig) -> Workbench:
+    return training.prepare(config, training.read_texts(config), device="cpu")
+
+
+def trained(config: RunConfig, rows: list[Row] | None = None) -> tuple[dict[str, torch.Tensor], list[Event]]:
+    bench = bench_of(config)
+    tuned = models.attach_adapter(bench.base, config.adapter, seed=config.seed)
+    events: list[Event] = []
+    training.train(tuned, config, bench, record=None if rows is None else rows.extend, tell=events.append)
+    return {name: p.detach().clone() for name, p in tuned.named_parameters() if p.requires_grad}, events
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), tokens=st.integers(1, 600), vocabulary=st.integers(2, 300))
+def test_the_loss_and_its_gradient_are_cross_entropys(seed: int, tokens: int, vocabulary: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, 16, generator=g, requires_grad=True)
+    head, targets = torch.randn(vocabulary, 16, generator=g), torch.randint(0, vocabulary, (tokens,), generator=g)
+    loss = training._TrainingLoss.apply(hidden, head, targets)
+    (loss / tokens).backward()
+    exact = hidden.detach().double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact @ head.double().T, targets, reduction="sum")
+    (expected / tokens).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+    assert torch.allclose(hidden.grad.double(), exact.grad, atol=1e-5)
+
+
+def test_a_batchs_loss_is_the_models_own_on_the_scored_tokens(config: RunConfig) -> None:
+    """Against transformers' whole forward pass, one document at a time."""
+    bench = bench_of(config)
+    tuned = models.attach_adapter(bench.base, config.adapter, seed=0)
+    tuned.eval()
+    block = next(packed_batches(bench.training, context=48, rows=2, seed=1))
+    expected, scored = 0.0, 0
+    for row in range(2):
+        edges = [*np.flatnonzero(block.positions[row] == 0), 48]
+        for start, end in zip(edges[:-1], edges[1:], strict=True):
+            ids = torch.tensor(block.ids[row, start:end])[None]
+            keep = block.scored[row, start:end]
+            with torch.no_grad():
+                logits = tuned(input_ids=ids).logits[0].double()
+            for position in np.flatnonzero(keep):
+                expected -= logits[position - 1].log_softmax(-1)[ids[0, position]].item()
+                scored += 1
+    assert scored == block.scored.sum() > 10
+    assert training.batch_loss(tuned, block).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_measured_run_trains_bit_for_bit_like_an_unmeasured_one(config: RunConfig) -> None:
+    """With dropout on, so that a single random number drawn by measuring would show."""
+    rows: list[Row] = []
+    measured, events = trained(config, rows)
+    unmeasured, quiet = trained(config)
+    assert same(measured, unmeasured)
+    assert [e.loss for e in quiet] == [e.loss for e in events if e.report is None]
+    assert [row.step for row in rows if row.quantity == "nll" and row.role == "retain"] == [0, 2, 3, 6]
+
+
+def test_the_same_config_gives_the_same_bits_and_another_seed_does_not(config: RunConfig) -> None:
+    first, events = trained(config)
+    again, same_events = trained(config)
+    other, _ = trained(changed(config, seed=6))
+    assert same(first, again)
+    assert [e.loss for e in events] == [e.loss for e in same_events]
+    assert not same(first, other)
+
+
+def test_step_0_is_the_control_and_later_steps_are_not(config: RunConfig) -> None:
+    rows: list[Row] = []
+    trained(config, rows)
+    at = {(row.step, row.role, row.quantity): row.value for row in rows}
+    for role in ("target", "retain"):
+        assert at[0, role, "kl_base_tuned"] == 0
+        assert at[0, role, "agreement"] == 1
+        assert at[6, role, "kl_base_tuned"] > 0
+    assert at[6, "target", "nll"] < at[0, "target", "nll"]
+
+
+def test_every_rank_sees_the_same_batches_in_the_same_order(config: RunConfig) -> None:
+    """The first loss, before any step, is that of the same batch under the same model, whatever the rank."""
+    firsts = {trained(changed(config, adapter=Adapter(r=r)))[1][0].loss for r in (1, 2, 8)}
+    assert len(firsts) == 1
+
+
+def test_accumulated_micro_batches_are_one_batch(config: RunConfig) -> None:
+    still = changed(config, adapter=Adapter(r=4), optimizer=Optimizer(learning_rate=1e-3, max_grad_norm=None))
+    whole, events = trained(changed(still, batch_size=4))
+    parts, cut = trained(changed(still, batch_size=1, gradient_accumulation_steps=4))
+    assert [e.loss for e in cut] == pytest.approx([e.loss for e in events], rel=1e-4)
+    for name in whole:
+        assert torch.allclose(whole[name], parts[name], atol=2e-3), name
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_both_optimisers_learn_and_leave_the_base_alone(name: str, config: RunConfig) -> None:
+    bench = bench_of(config)
+    before = models.weights_fingerprint(bench.base)
+    tuned = models.attach_adapter(bench.base, Adapter(r=4), seed=0)
+    rule = Optimizer.model_validate({"name": name, "learning_rate": 1e-2})
+    events: list[Event] = []
+    training.train(tuned, changed(config, steps=30, optimizer=rule), bench, record=None, tell=events.append)
+    losses = [event.loss for event in events]
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+    assert models.weights_fingerprint(models.detach_adapter(tuned)) == before
+
+
+def test_learning_rate_schedules() -> None:
+    cosine = Optimizer(learning_rate=2.0, schedule="cosine", warmup_steps=4)
+    rates = [training.learning_rate(cosine, step=step, steps=24) for step in range(24)]
+    assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert rates[14] == pytest.approx(1.0)
+    assert 0 < rates[23] < 0.05
+    constant = Optimizer(learning_rate=2.0, warmup_steps=2)
+    assert [training.learning_rate(constant, step=s, steps=9) for s in range(4)] == [1.0, 2.0, 2.0, 2.0]
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_and_moves_nothing(config: RunConfig) -> None:
+    bench = bench_of(config)
+    tuned = models.attach_adapter(bench.base, Adapter(r=4), seed=0)
+    optimizer = training.make_optimizer(config.optimizer, tuned)
+    blocks = list(islice(packed_batches(bench.training, context=48, rows=2, seed=1), 2))
+    training.update(tuned, optimizer, blocks[:1], config, 0)
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
+    with torch.no_grad():
+        parameters[0].fill_(math.inf)
+    before = [p.detach().clone() for p in parameters]
+    with pytest.raises(Diverged, match=r"step 2: got loss (nan|inf)"):
+        training.update(tuned, optimizer, blocks[1:], config, 1)
+    assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+
+
+def test_golden_losses(config: RunConfig) -> None:
+    """A change that should not move numbers leaves these; one that should says so in CHANGELOG.md."""
+    golden = changed(config, adapter=Adapter(r=4, lora_alpha=8.0), steps=20)
+    _, events = trained(golden)
+    losses = [event.loss for event in events]
+    assert losses[::5] == pytest.approx(GOLDEN, abs=5e-5)
+
+
+GOLDEN = [6.478624, 6.227933, 4.802064, 4.585486]
