@@ -20,9 +20,9 @@ CHAT = (
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random 2-layer Llama (tied head, float32) and a byte-level tokenizer with a chat template."""
-    import torch  # noqa: PLC0415
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: PLC0415
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("tiny-llama")
     tokenizer = Tokenizer(models.BPE())
@@ -35,7 +35,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT * 3, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=CHAT)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=CHAT)  # noqa: S106
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -60,7 +60,7 @@ TEXT = [
 @pytest.fixture
 def texts(tmp_path: Path) -> tuple[Path, Path]:
     """(target, retained): JSONL of conversations and of plain texts, distinct documents of several lengths."""
-    import json  # noqa: PLC0415
+    import json
 
     target, retained = tmp_path / "sums.jsonl", tmp_path / "kelp.jsonl"
     rows = [

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,7 @@ def corpus(*texts: str) -> Corpus:
 def tokens(lengths: list[int], seed: int = 0) -> list[Tokens]:
     """Documents whose token ids are all different, every token but the first scored."""
     start = np.cumsum([0, *lengths])
-    return [
-        Tokens(ids=np.arange(a, b), scored=np.arange(b - a) > 0) for a, b in zip(start[:-1], start[1:], strict=True)
-    ]
+    return [Tokens(ids=np.arange(a, b), scored=np.arange(b - a) > 0) for a, b in pairwise(start)]
 
 
 def test_only_the_assistant_is_scored(tiny: Path) -> None:
@@ -67,7 +65,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tiny: Path) -> None:
         "{% if add_generation_prompt %}>{% endif %}"
     )
     messages = [{"role": role, "content": text} for role, text in [("user", "a"), ("assistant", "b"), ("user", "c")]]
-    with pytest.raises(DataError, match="rewrites turn 2.*, at row 7"):
+    with pytest.raises(DataError, match=r"rewrites turn 2.*, at row 7"):
         tokenise(Document(content={"messages": messages}, place="row 7"), tokenizer)
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template, at row 7"):

@@ -107,6 +107,18 @@ def test_the_tooltip_says_the_value_with_its_error(points, fitted):
 
 
 @EVERY
+def test_a_figure_is_valid_vega_lite(figure, x, y, points, fitted):
+    figure(points, fitted).to_dict(validate=True)
+
+
+def test_one_run_has_curves_but_no_band():
+    one = study(np.random.default_rng(0), ranks=(8,), seeds=(0,))
+    for figure in (line, learned):
+        spec = figures.specification(figure(laws.points(one), laws.fit(one)))
+        assert [layer["mark"]["type"] for layer in spec["layer"]] == ["line", "point"]
+
+
+@EVERY
 def test_axes_name_their_quantity_and_unit(figure, x, y, points, fitted):
     encoding = figures.specification(figure(points, fitted))["layer"][-1]["encoding"]
     assert encoding["y"]["title"].endswith("(nats per token)")

@@ -29,7 +29,7 @@ def adapter(tiny: Path, tmp_path: Path) -> Path:
 
 def naive(tiny: Path, adapter: Path, corpus: Corpus, context: int) -> dict[str, np.ndarray]:
     """Two whole models in float64, one document at a time, full logits, no padding: per-document sums."""
-    from peft import PeftModel  # noqa: PLC0415
+    from peft import PeftModel
 
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float64).eval()
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float64), adapter).eval()
@@ -138,7 +138,7 @@ def test_nan_from_a_model_is_an_error_and_not_a_number(tiny: Path, texts: tuple[
     tuned = models.attach_adapter(base, Adapter(r=4), seed=1)
     with torch.no_grad():
         next(p for p in tuned.parameters() if p.requires_grad).fill_(torch.nan)
-    with pytest.raises(ModelError, match="NaN or infinity from the tuned model.*on kelp"):
+    with pytest.raises(ModelError, match=r"NaN or infinity from the tuned model.*on kelp"):
         meter.measure_on(tuned, observed)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from holdfast.metrics import BaseCache, TokenQuantities, base_cache, token_quantities
 
-NAMES = [field for field in TokenQuantities.__dataclass_fields__]
+NAMES = list(TokenQuantities.__dataclass_fields__)
 
 
 def naive(base: np.ndarray, tuned: np.ndarray, head: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:

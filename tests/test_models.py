@@ -136,14 +136,14 @@ def test_a_pickle_is_never_read(copied: Path) -> None:
 
 def test_a_head_that_scales_is_refused(copied: Path) -> None:
     """Granite divides its logits: hidden states times the head are not the logits, and the metrics would be wrong."""
-    from transformers import GraniteConfig, GraniteForCausalLM  # noqa: PLC0415
+    from transformers import GraniteConfig, GraniteForCausalLM
 
     config = GraniteConfig(
         vocab_size=99, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, logits_scaling=7.0,
     )  # fmt: skip
     GraniteForCausalLM(config).save_pretrained(copied)
-    with pytest.raises(ModelError, match="granite.*expected a plain linear output head"):
+    with pytest.raises(ModelError, match=r"granite.*expected a plain linear output head"):
         base_of(copied)
 
 

@@ -11,91 +11,67 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from simulated import study
 
 from holdfast import laws, planning, reporting
-from holdfast.errors import FitError
 from holdfast.stats import Estimate, rounded
+from simulated import study
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-CHROMIUM_ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+QUIET = [f"--disable-{part}" for part in ("gpu", "sync", "component-update", "background-networking")]
 COMMANDS = ["holdfast sweep study.yaml", "holdfast report runs --max-forgetting 0.5"]
 PROVENANCE = {"versions": {"torch": "2.13.0"}, "threads": 2, "fingerprints": {"wikipedia": "sha256:0f"}}
 
 PAYLOADS = (
-    "</script><script>alert(1)</script>",
-    "</SCRIPT ><svg/onload=alert(1)>",
-    '"><img src=x onerror=alert(1)>',
-    "'><img src=x onerror=alert(1)>",
-    "<img src='http://holdfast.invalid/leak.png'>",
-    "<!--<script>",
-    "--><b>",
-    "<!--",
-    "]]><b>",
-    "</title><h1>",
-    "</style><style>*{display:none}</style>",
-    "</pre></bdi></table>",
-    "</noscript><iframe src=javascript:alert(1)>",
-    "<a href=javascript:alert(1)>x</a>",
-    "javascript:alert(1)",
+    "</script><script>alert(1)</script>", "</SCRIPT ><svg/onload=alert(1)>", '"><img src=x onerror=alert(1)>',
+    "'><img src=x onerror=alert(1)>", "<img src='http://holdfast.invalid/leak.png'>", "<!--<script>", "--><b>",
+    "<!--", "]]><b>", "</title><h1>", "</style><style>*{display:none}</style>", "</pre></bdi></table>",
+    "</noscript><iframe src=javascript:alert(1)>", "<a href=javascript:alert(1)>x</a>", "javascript:alert(1)",
     "<math><mi//xlink:href='data:x,<script>alert(1)</script>'>",
-    "<meta http-equiv=refresh content='0;url=http://holdfast.invalid/'>",
-    "<base href=http://holdfast.invalid/>",
+    "<meta http-equiv=refresh content='0;url=http://holdfast.invalid/'>", "<base href=http://holdfast.invalid/>",
     "<link rel=stylesheet href=http://holdfast.invalid/x.css>",
     "<form action=http://holdfast.invalid/><input autofocus onfocus=alert(1)>",
-    "{{ 7 * 7 }}{% include '/etc/passwd' %}",
-    "${alert(1)}`${alert(1)}`",
-    "\\u003cscript\\u003ealert(1)\\u003c/script\\u003e",
-    "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#60;b&#62;",
-    "a\u2028alert(1)\u2029b",
-    "0.1 \u202e9.0\u202c \u2066x\u2069 \u200f",
-    "\x00\x1b[2J\x1b]0;x\x07\x85\r\n",
-    "[bold red]markup[/bold red]",
-    "lone \ud800 surrogate",
-    "\U0001f9a6 \u05d0\u05d1 \u0639\u0631\u0628 e\u0301",
-)
+    "{{ 7 * 7 }}{% include '/etc/passwd' %}", "${alert(1)}`${alert(1)}`",
+    "\\u003cscript\\u003ealert(1)\\u003c/script\\u003e", "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#60;b&#62;",
+    "a\u2028alert(1)\u2029b", "0.1 \u202e9.0\u202c \u2066x\u2069 \u200f", "\x00\x1b[2J\x1b]0;x\x07\x85\r\n",
+    "[bold red]markup[/bold red]", "lone \ud800 surrogate", "\U0001f9a6 \u05d0\u05d1 \u0639\u0631\u0628 e\u0301",
+)  # fmt: skip
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would make of it: elements, their attributes, and the words of each table row and section."""
+    """What a browser would make of it: elements with attributes, scripts and styles, words, and tables by section."""
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.texts, self.grids, self.words = [], {}, {}, ""
-        self._open, self._section, self._cell, self._note = [], None, None, False
+        self.elements, self.codes, self.words, self.grids = [], {"script": [], "style": []}, "", {}
+        self._code, self._section, self._cell, self._note = None, None, None, False
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        if tag in {"script", "style"}:
-            self.texts[len(self.elements) - 1] = ""
-        if tag == "section":
-            self._section = dict(attrs)["id"]
-        if tag == "table":
-            self.grids.setdefault(self._section, []).append([])
-        if tag == "tr":
-            self.grids[self._section][-1].append([])
-        if tag in {"td", "th"}:
-            self.grids[self._section][-1][-1].append(["", ""])
-            self._cell = self.grids[self._section][-1][-1][-1]
-        self._note = self._note or (tag == "small")
+        if tag in self.codes:
+            self._code = self.codes[tag]
+            self._code.append("")
+        elif tag == "section":
+            self._section = self.grids.setdefault(dict(attrs)["id"], [])
+        elif tag == "table":
+            self._section.append([])
+        elif tag == "tr":
+            self._section[-1].append([])
+        elif tag in {"td", "th"}:
+            self._cell = ["", ""]
+            self._section[-1][-1].append(self._cell)
+        elif tag == "small":
+            self._note = True
 
     def handle_endtag(self, tag):
-        if tag in {"td", "th"}:
-            self._cell = None
-        if tag == "small":
-            self._note = False
+        self._code = None if tag in self.codes else self._code
+        self._cell = None if tag in {"td", "th"} else self._cell
+        self._note = self._note and tag != "small"
 
     def handle_data(self, data):
-        if self.elements and self.elements[-1][0] in {"script", "style"} and len(self.elements) - 1 in self.texts:
-            self.texts[len(self.elements) - 1] += data
+        if self._code is not None:
+            self._code[-1] += data
             return
         self.words += data
         if self._cell is not None:
@@ -113,10 +89,311 @@ class Page(html.parser.HTMLParser):
 def failed(run="f" * 12, state="failed", reason="out of memory at step 3", **about):
     return (
         {**study(ranks=(8,), seeds=(0,)).iloc[0].to_dict(), "run": run, "state": state, "reason": reason}
-        | {name: math.nan for name in ("step", "nll", "kl_base_tuned")}
+        | dict.fromkeys(("step", "nll", "kl_base_tuned"), math.nan)
         | about
     )
 
 
-def with_failures(table, *failures):
-    return pd.concat([table, pd.DataFrame(failures)], ignore_index=True)
+def estimate(row, quantity):
+    return str(Estimate(value=row[quantity], stderr=row[f"{quantity}_stderr"], n=int(row["documents"])))
+
+
+def write(table, fitted, plan, **other):
+    arguments = {"title": "A study", "commands": COMMANDS, "provenance": PROVENANCE} | other
+    return reporting.report(table, fitted, plan, **arguments)
+
+
+@pytest.fixture(scope="module")
+def table():
+    whole = study(np.random.default_rng(0), ranks=(8, 64, 256), seeds=(0, 1))
+    return pd.concat([whole, pd.DataFrame([failed()])], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def fitted(table):
+    return laws.fit(table)
+
+
+@pytest.fixture(scope="module")
+def planned(fitted):
+    return planning.plan(fitted, max_forgetting=0.55)
+
+
+@pytest.fixture(scope="module")
+def text(table, fitted, planned):
+    return write(table, fitted, planned)
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_the_page_tells_its_story_in_order(page, fitted):
+    story = [
+        planning.price_in_words(fitted), "What to run", "Figure 1", "Figure 2", "Figure 3", "The laws",
+        "What each run measured last", "Runs without a result", "What the words mean", "How to make this page again",
+    ]  # fmt: skip
+    places = [page.words.index(part) for part in story]
+    assert places == sorted(places)
+    for part in (*COMMANDS, "versions / torch", "2.13.0", "sha256:0f", *fitted.warnings):
+        assert part in page.words
+
+
+def test_the_printed_lines_follow_from_the_rows(page, table, fitted):
+    """Slope, intercept, R², residual and counts, by NumPy on the rows themselves (T7)."""
+    done = table[(table["state"] == "done") & (table["step"] > 50 / 260 * table["total_steps"])]
+    both = done[done["role"] == "retain"].merge(
+        done[done["role"] == "target"], on=["run", "step"], suffixes=("", "_target")
+    )
+    printed = [row for row in page.grid("laws") if row["Quantity"][1] == "ordinary least squares"]
+    assert len(printed) == 2
+    for row, quantity in zip(printed, laws.FORGETTING, strict=True):
+        x, y = both["nll_target"].to_numpy(), both[quantity].to_numpy()
+        gradient, intercept = np.polyfit(x, y, 1)
+        residual = y - gradient * x - intercept
+        parameters = fitted.lines[quantity].parameters
+        assert row["Slope"][0] == rounded(-gradient, parameters["slope"].stderr)
+        assert row["Intercept"][0] == rounded(intercept, parameters["intercept"].stderr)
+        assert row["R²"][0] == f"{1 - residual.var() / y.var():.4f}"
+        assert row["Residual"][0] == f"{math.sqrt(np.mean(residual**2)):.2g}"
+        assert (row["Runs"][0], row["Points"][0]) == (str(both["run"].nunique()), str(len(both)))
+        low, high = parameters["slope"].interval(0.9)
+        assert [float(end) for end in row["Slope"][1].split(" to ")] == pytest.approx([low, high], abs=0.01)
+
+
+def test_the_printed_joint_laws_predict_the_rows(page, table, fitted):
+    measured = laws.points(table)
+    for row, quantity in zip(page.grid("laws", 1), ("target_nll", "kl_base_tuned", "hard_cross_entropy"), strict=True):
+        fit = fitted.joint[quantity]
+        value = {name: estimate.value for name, estimate in fit.parameters.items()}
+        p, n = (measured[name] / fit.reference[name] for name in ("trainable_params", "steps"))
+        residual = measured[quantity] - value["asymptote"] - value["K"] * p ** -value["x"] * n ** -value["y"]
+        assert row["Residual"][0] == f"{math.sqrt(np.mean(residual**2)):.2g}"
+        for column, name in (("Asymptote", "asymptote"), ("K", "K"), ("x, parameters", "x"), ("y, steps", "y")):
+            assert row[column][0] == rounded(value[name], fit.parameters[name].stderr)
+
+
+def test_every_number_of_a_run_is_its_last_row(page, table):
+    done = table[table["state"] == "done"]
+    printed = page.grid("runs")
+    assert sorted(row["Run"][0] for row in printed) == sorted(done["run"].unique())
+    for row in printed:
+        of_run = done[done["run"] == row["Run"][0]]
+        last = of_run[of_run["step"] == of_run["step"].max()].set_index("role")
+        first = of_run[(of_run["step"] == 0) & (of_run["role"] == "retain")].iloc[0]
+        retained = {"KL": "kl_base_tuned", "Hard loss": "hard_cross_entropy", "Agreement": "agreement"}
+        assert row["Target loss before"][0] == estimate(last.loc["target"], "base_nll")
+        assert row["after"][0] == estimate(last.loc["target"], "nll")
+        assert {name: row[name][0] for name in retained} == {
+            name: estimate(last.loc["retain"], quantity) for name, quantity in retained.items()
+        }
+        assert row["Hard loss"][1] == f"base {estimate(first, 'hard_cross_entropy')}"
+        assert int(row["Steps"][0]) == last["step"].iloc[0]
+        assert int(row["Documents"][0]) == last.loc["retain", "documents"]
+        assert int(row["Seed"][0]) == last["seed"].iloc[0]
+
+
+def test_the_recommendation_and_its_risk_are_the_plans(page, planned):
+    words = " ".join(page.words.split())
+    assert f"Train rank {planned.r} for {planned.steps} steps" in words
+    assert f"Chance that one such run exceeds 0.55{100 * planned.probability_over_budget:.2g} %" in words
+    for sentence in (*planned.reasons, *planned.warnings):
+        assert sentence in page.words
+
+
+def test_a_plan_out_of_reach_says_so(table, fitted):
+    planned = planning.plan(fitted, max_forgetting=0.001, target_loss=0.1)
+    words = Page(write(table, fitted, planned)).words
+    assert "Nothing within reach meets a budget of 0.001 nats of forgetting and a target loss of 0.1" in words
+    assert "Train rank" not in words
+
+
+def test_runs_that_failed_are_named_with_their_reason(table, fitted):
+    diverged = failed("e" * 12, "diverged", "loss is nan at step 9", step=5.0, r=16)
+    more = pd.concat([table, pd.DataFrame([diverged])], ignore_index=True)
+    page = Page(write(more, fitted, None))
+    assert [tuple(cell[0] for cell in row.values()) for row in page.grid("unfinished")] == [
+        ("f" * 12, "failed", "8", "none", "out of memory at step 3"),
+        ("e" * 12, "diverged", "16", "5", "loss is nan at step 9"),
+    ]
+    assert more["run"].nunique() == 2 + len(page.grid("runs"))
+
+
+def test_none_is_said_when_no_run_failed_and_no_plan_was_made(table, fitted):
+    words = Page(write(table[table["state"] == "done"], fitted, None)).words
+    assert "None: all 6 runs finished." in words
+    assert "nothing is recommended" in words
+
+
+def test_without_laws_the_measurements_remain(table):
+    short = table[(table["step"] <= 60) | table["step"].isna()]
+    page = Page(write(short, None, None, why_no_laws="got 3 points, expected at least 5"))
+    assert page.words.count("got 3 points, expected at least 5") == 2
+    assert len(page.grid("runs")) == 6
+    assert page.count("figure") == 3
+
+
+def test_without_any_finished_run_the_page_is_still_a_page():
+    page = Page(write(pd.DataFrame([failed()]), None, None, why_no_laws="no run finished"))
+    assert page.count("figure") == 0
+    assert "None: got no finished run among 1" in page.words
+    assert "None: no run finished." in page.words
+    assert len(page.grid("unfinished")) == 1
+
+
+def test_one_run_gives_numbers_without_intervals():
+    one = study(np.random.default_rng(0), ranks=(8,), seeds=(0,))
+    page = Page(write(one, laws.fit(one), None))
+    for row in page.grid("laws") + page.grid("laws", 1):
+        assert {note for value, note in row.values()} <= {
+            "", "no interval", "one rank only", "ordinary least squares", "orthogonal least squares"
+        }  # fmt: skip
+    assert "nan" not in page.words
+
+
+def test_a_parameter_the_data_leave_open_shows_no_number(table, fitted):
+    fit = fitted.joint["target_nll"]
+    open_ = {**fit.parameters, "x": dataclasses.replace(fit.parameters["x"], stderr=math.nan)}
+    joint = {**fitted.joint, "target_nll": dataclasses.replace(fit, parameters=open_)}
+    rows = Page(write(table, dataclasses.replace(fitted, joint=joint), None)).grid("laws", 1)
+    assert rows[0]["x, parameters"] == ("not identified", "")
+
+
+def test_several_retained_texts_have_a_row_each(table):
+    other = table[table["role"] == "retain"].assign(corpus="code")
+    two = pd.concat([table, other], ignore_index=True)
+    rows = Page(write(two, laws.fit(two, corpus="wikipedia"), None)).grid("runs")
+    assert sorted(row["Retained text"][0] for row in rows) == ["code"] * 6 + ["wikipedia"] * 6
+
+
+def test_figures_hold_every_measurement_and_say_which_the_fits_used(page, table, fitted):
+    drawn = [json.loads(code) for code in page.codes["script"][:3]]
+    every = laws.points(table, skip_fraction=0)
+    for spec in drawn:
+        marks = spec["datasets"][spec["layer"][-1]["data"]["name"]]
+        assert {(row["run"], row["steps"]) for row in marks} == set(zip(every["run"], every["steps"], strict=True))
+        assert sum(row["in_fit"] for row in marks) == fitted.lines["kl_base_tuned"].n_points
+
+
+def test_the_policy_names_what_is_in_the_page_and_nothing_else(page):
+    (policy,) = [
+        attrs["content"] for tag, attrs in page.elements if attrs.get("http-equiv") == "Content-Security-Policy"
+    ]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'"
+    (style,), script = page.codes["style"], page.codes["script"][-1]
+    for rule, code in (("style-src", style), ("script-src", script)):
+        assert rules[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
+    assert "unsafe" not in policy
+    assert not any("style" in attrs for tag, attrs in page.elements)
+
+
+def test_the_same_study_makes_the_same_page_byte_for_byte(table, fitted, planned, text):
+    again = table.sample(frac=1, random_state=1)
+    assert write(again, fitted, planned) == text
+
+
+def test_a_large_study_stays_a_small_file():
+    large = study(np.random.default_rng(0), ranks=(8, 16, 32, 64, 128, 256), seeds=range(8))
+    written = write(large, laws.fit(large), None)
+    assert len(laws.points(large, skip_fraction=0)) > 1000
+    assert len(written.encode()) <= 2.5e6
+
+
+def hostile(table, payload):
+    """The same table with this text in every column that holds text; a lone surrogate is not text to pandas."""
+    payload = payload.replace("\ud800", "")
+    texts = dict.fromkeys(("model", "target", "method", "optimizer", "schedule", "dtype"), payload)
+    return table.assign(
+        **texts,
+        run=table["run"] + payload,
+        corpus=table["corpus"] + payload,
+        reason=table["reason"].where(table["reason"].isna(), payload),
+    )
+
+
+def everywhere(payload):
+    return {"title": payload, "commands": [payload], "provenance": {payload: payload, "nested": {payload: [payload]}}}
+
+
+BROKEN = pd.DataFrame([failed(), failed("e" * 12, "diverged")])
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_hostile_text_is_shown_and_does_nothing(payload):
+    mild = Page(write(BROKEN, None, None, why_no_laws="why", **everywhere("mild")))
+    page = Page(write(hostile(BROKEN, payload), None, None, why_no_laws=payload, **everywhere(payload)))
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in mild.elements]
+    assert [set(attrs) for _, attrs in page.elements] == [set(attrs) for _, attrs in mild.elements]
+    assert page.codes["style"] == mild.codes["style"]
+    for row in page.grid("unfinished"):
+        assert row["Reason"] == (reporting.visible(payload.replace("\ud800", "")), "")
+    assert page.words.count(reporting.visible(payload)) >= 8
+
+
+@pytest.mark.parametrize("character", reporting.BIDI_CONTROLS + "\x00\x1b\x85\u2028\u2029\ud800")
+def test_no_character_acts_unseen(character):
+    assert reporting.visible(f"a{character}b") == f"a\\u{ord(character):04x}b"
+    assert character not in write(BROKEN, None, None, why_no_laws=character)
+
+
+@pytest.mark.parametrize("harmless", ["שלום", "مرحبا", "日本語", "e\u0301", "\U0001f9a6", "a\tb\nc"])
+def test_letters_of_every_script_stay_as_they_are(harmless):
+    assert reporting.visible(harmless) == harmless
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser test")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: no browser test")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *QUIET])
+        yield chromium
+        chromium.close()
+
+
+def watched(browser, file, **settings):
+    """The page opened, and all it said, asked for or raised."""
+    page, heard = browser.new_context(**settings).new_page(), []
+    page.on("console", lambda message: heard.append(("console", message.text)))
+    page.on("pageerror", lambda error: heard.append(("error", str(error))))
+    page.on("dialog", lambda dialog: (heard.append(("dialog", dialog.message)), dialog.dismiss()))
+    page.on("request", lambda request: request.url == file.as_uri() or heard.append(("request", request.url)))
+    page.goto(file.as_uri())
+    return page, heard
+
+
+def test_a_hostile_page_draws_its_figures_and_is_silent(browser, tmp_path, table):
+    payload = " ".join(PAYLOADS)
+    bad = hostile(table, payload)
+    fitted = laws.fit(bad)
+    file = tmp_path / "report.html"
+    plan = planning.plan(fitted, max_forgetting=0.55)
+    file.write_text(write(bad, fitted, plan, **everywhere(payload)), encoding="utf-8")
+    page, heard = watched(browser, file)
+    page.wait_for_function("document.querySelectorAll('.chart svg').length === 3")
+    drawn = [chart.locator(".mark-symbol.role-mark path").count() for chart in page.locator(".chart").all()]
+    assert drawn == [len(laws.points(bad, skip_fraction=0))] * 3
+    for scheme, ink in (("dark", "rgb(228, 233, 230)"), ("light", "rgb(26, 33, 31)")):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("getComputedStyle(document.querySelector('.chart .mark-line path')).stroke") == ink
+    page.locator(".chart .mark-symbol.role-mark path").nth(60).hover(force=True)
+    assert "Target loss" in page.locator("#vg-tooltip-element").inner_text()
+    reason = page.locator("#unfinished td.words").first.evaluate("cell => cell.textContent")
+    assert reason == reporting.visible(payload.replace("\ud800", ""))
+    assert heard == []
+
+
+def test_the_page_is_as_wide_as_a_phone_and_needs_no_script(browser, tmp_path, text):
+    file = tmp_path / "report.html"
+    file.write_text(text, encoding="utf-8")
+    phone = {"width": 390, "height": 844}
+    page, heard = watched(browser, file, viewport=phone)
+    page.wait_for_function("document.querySelectorAll('.chart svg').length === 3")
+    assert page.evaluate("document.documentElement.scrollWidth") == phone["width"]
+    still, said = watched(browser, file, viewport=phone, java_script_enabled=False)
+    assert still.locator("noscript svg").count() == 3
+    assert still.locator("noscript svg").first.is_visible()
+    assert heard + said == []

@@ -1,7 +1,7 @@
 """The loop: its loss, its order, its steps, and that measuring it changes nothing."""
 
 import math
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ def test_a_batchs_loss_is_the_models_own_on_the_scored_tokens(config: RunConfig)
     expected, scored = 0.0, 0
     for row in range(2):
         edges = [*np.flatnonzero(block.positions[row] == 0), 48]
-        for start, end in zip(edges[:-1], edges[1:], strict=True):
+        for start, end in pairwise(edges):
             ids = torch.tensor(block.ids[row, start:end])[None]
             keep = block.scored[row, start:end]
             with torch.no_grad():

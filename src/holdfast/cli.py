@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,10 +44,12 @@ def demo(
     Example: `holdfast demo --max-forgetting 0.1`
     """
     from holdfast import terminal
+    from holdfast.publishing import publish
 
     study = Path(__file__).parent / "data" / "demo" / "study.yaml"
     terminal.sweep_with_progress(study, out=output_dir / "runs", device=device)
-    terminal.publish(output_dir / "runs", output_dir, command="holdfast demo", max_forgetting=max_forgetting)
+    commands = [f"holdfast demo --output-dir {output_dir}"]
+    terminal.show_published(publish(output_dir / "runs", output_dir, commands=commands, max_forgetting=max_forgetting))
 
 
 @app.command()
@@ -125,11 +128,18 @@ def report(
     Example: `holdfast report runs --max-forgetting 0.1`
     """
     from holdfast import terminal
+    from holdfast.publishing import publish
 
-    terminal.publish(
-        runs, output_dir or runs, command=f"holdfast report {runs}", max_forgetting=max_forgetting,
-        target_loss=target_loss, risk=risk, corpus=corpus,
-    )  # fmt: skip
+    published = publish(
+        runs,
+        output_dir or runs,
+        commands=[shlex.join(["holdfast", *sys.argv[1:]])],
+        max_forgetting=max_forgetting,
+        target_loss=target_loss,
+        risk=risk,
+        corpus=corpus,
+    )
+    terminal.show_published(published)
 
 
 @app.command()

@@ -88,13 +88,13 @@ def loss_against_forgetting(points: pd.DataFrame, laws: Laws | None, quantity: s
     if fit is None:
         return _styled([marks], title=f"{LABELS[quantity]} against target loss")
     grid = np.linspace(*fit.domain["target_nll"], CURVE_POINTS)
-    curve = _chart(_curve(fit, {"target_nll": grid}, quantity=quantity).to_dict("records"))
-    x, y = alt.X("target_nll:Q"), alt.Y(f"{quantity}:Q")
-    band = curve.mark_area(color=LIGHT["ink"], opacity=0.13).encode(x, alt.Y("low:Q"), alt.Y2("high"))
-    line = curve.mark_line(color=LIGHT["ink"], strokeWidth=1.6).encode(x, y)
+    curve = _curve(fit, {"target_nll": grid}, quantity=quantity)
+    drawn, x = _chart(curve.to_dict("records")), alt.X("target_nll:Q")
+    band = drawn.mark_area(color=LIGHT["ink"], opacity=0.13).encode(x, alt.Y("low:Q"), alt.Y2("high"))
+    line = drawn.mark_line(color=LIGHT["ink"], strokeWidth=1.6).encode(x, alt.Y(f"{quantity}:Q"))
     slope = fit.parameters["slope"]
     price = f"Each nat of target loss gained goes with {rounded(slope.value, slope.stderr)} nats of forgetting"
-    return _styled([band, line, marks], title=price)
+    return _styled([*_if_known(band, curve), line, marks], title=price)
 
 
 def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_base_tuned") -> alt.LayerChart:
@@ -109,9 +109,8 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
     Raises:
         DataError: `points` is empty or lacks a column.
     """
-    marks = _marks(
-        points, x=alt.X("steps:Q", title="Update steps", scale=alt.Scale(zero=True, nice=TICKS)), quantity=quantity
-    )
+    along = alt.X("steps:Q", title="Update steps", scale=alt.Scale(zero=True, nice=TICKS))
+    marks = _marks(points, x=along, quantity=quantity)
     fit = None if laws is None else laws.joint.get(quantity)
     title = f"{LABELS[quantity]} along training"
     if fit is None:
@@ -121,7 +120,8 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
         _curve(fit, {"trainable_params": np.full_like(steps, params), "steps": steps}, quantity=quantity).assign(r=r)
         for r, params in sorted(set(zip(points["r"], points["trainable_params"], strict=True)))
     ]
-    fitted = _chart(pd.concat(curves).to_dict("records"))
+    curve = pd.concat(curves)
+    fitted = _chart(curve.to_dict("records"))
     colour = _rank_colours(points["r"])
     x, y, r = alt.X("steps:Q"), alt.Y(f"{quantity}:Q"), alt.Stroke("r:N", title="Rank", scale=colour)
     isolated = alt.condition(_ISOLATE, alt.value(0.18), alt.value(0), empty=False)
@@ -130,13 +130,13 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
         x, alt.Y("low:Q"), alt.Y2("high"), alt.Fill("r:N", title="Rank", scale=colour), opacity=isolated
     )
     lines = fitted.mark_line(strokeWidth=1.6).encode(x, y, r, alt.Detail("trainable_params:N"), opacity=faded)
-    return _styled([band, lines, marks], title=title)
+    return _styled([*_if_known(band, curve), lines, marks], title=title)
 
 
 def specification(chart: alt.LayerChart) -> dict[str, Any]:
     """The chart as a Vega-Lite specification: plain data, safe to encode as JSON."""
     with alt.theme.enable("none"):
-        spec: dict[str, Any] = chart.to_dict()
+        spec: dict[str, Any] = chart.to_dict(validate=False)  # Altair checked each part as it was made.
     return spec
 
 
@@ -239,6 +239,11 @@ def _curve(fit: Fit, inputs: dict[str, np.ndarray], *, quantity: str) -> pd.Data
     return pd.DataFrame({**inputs, quantity: prediction.mean, "low": low, "high": high})
 
 
+def _if_known(band: alt.Chart, curve: pd.DataFrame) -> list[alt.Chart]:
+    """The band, unless too few runs leave the curve without an interval."""
+    return [band] if np.isfinite(curve[["low", "high"]]).all(axis=None) else []
+
+
 def _chart(values: Sequence[Mapping[Any, Any]]) -> alt.Chart:
     """A chart of values written out; a number that is not finite becomes absent, which Vega leaves undrawn."""
     return alt.Chart(alt.InlineData([{name: _plain(value) for name, value in row.items()} for row in values]))
@@ -269,22 +274,21 @@ def _axis(quantity: str) -> str:
 
 def _styled(layers: Sequence[alt.Chart], *, title: str) -> alt.LayerChart:
     text = {"labelColor": LIGHT["muted"], "titleColor": LIGHT["muted"], "labelFontSize": 12, "titleFontSize": 12}
-    chart: alt.LayerChart = (
-        alt.layer(*layers)
-        .properties(width=WIDTH, height=HEIGHT, title=title, background="white")
-        .configure(font=FONT, autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
-        .configure_view(stroke=None)
-        .configure_axis(
-            **text, titleFontWeight="normal", titlePadding=10, labelPadding=6, domain=False, ticks=False,
-            gridColor=LIGHT["rule"], tickCount=TICKS,
-        )
-        .configure_legend(
-            **text, titleFontWeight="normal", titleOrient="left", orient="top", direction="horizontal", offset=8,
+    text |= {"titleFontWeight": "normal"}
+    config = alt.Config(
+        font=FONT,
+        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(
+            **text, titlePadding=10, labelPadding=6, domain=False, ticks=False, gridColor=LIGHT["rule"], tickCount=TICKS
+        ),
+        legend=alt.LegendConfig(
+            **text, titleOrient="left", orient="top", direction="horizontal", offset=8,
             symbolOpacity=1, symbolStrokeWidth=1.3, symbolSize=60,
-        )
-        .configure_title(color=LIGHT["ink"], fontSize=14, fontWeight=600, anchor="start", offset=12)
+        ),
+        title=alt.TitleConfig(color=LIGHT["ink"], fontSize=14, fontWeight=600, anchor="start", offset=12),
     )  # fmt: skip
-    return chart
+    return alt.layer(*layers, width=WIDTH, height=HEIGHT, title=title, background="white", config=config)
 
 
 def _replaced(part: Any, names: Mapping[str, str]) -> Any:

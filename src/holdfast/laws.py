@@ -30,6 +30,7 @@ from holdfast.stats import (
     t_quantile,
     unwrapped,
 )
+from holdfast.store import QUANTITIES
 
 __all__ = [
     "FORGETTING", "LAWS", "LINE", "MULTIPLICATIVE", "QUANTITIES", "SKIP_FRACTION", "STEPS",
@@ -44,8 +45,6 @@ HUBER = 1.345
 
 FORGETTING = ("kl_base_tuned", "hard_cross_entropy")
 """The measures of forgetting that are fitted: ours, and the one to compare with the paper."""
-
-QUANTITIES = ("nll", "base_nll", "cross_entropy", *FORGETTING, "base_entropy", "excess_nll", "agreement")
 
 IDENTITY = (
     "run", "model", "target", "method", "r", "learning_rate", "seed", "trainable_params", "steps", "tokens", "corpus",
@@ -213,10 +212,10 @@ def fit(table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: float 
 def points(table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: float = SKIP_FRACTION) -> pd.DataFrame:
     """What the laws are fitted to: one row per finished run and step, target and retained corpus side by side.
 
-    `target_nll` is the loss on the held-out part of what is learned, `steps` the updates N; the other quantities are
-    the retained corpus's, which need not be named when there is one. Left out are rows of runs that failed, diverged
-    or are in progress, the first `skip_fraction` of each run's steps, step 0 always, and steps at which only one of
-    the two was measured. The order of the table's rows does not matter.
+    `target` is the name of what is learned, `target_nll` the loss on its held-out part, `steps` the updates N; the
+    other quantities are the retained corpus's, which need not be named when there is one. Left out are rows of runs
+    that failed, diverged or are in progress, the first `skip_fraction` of each run's steps, step 0 always, and steps at
+    which only one of the two was measured. The order of the table's rows does not matter.
 
     Raises:
         ConfigError: `skip_fraction` is not at least 0 and below 1.
@@ -230,7 +229,7 @@ def points(table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: flo
     for column in ("model", "target"):
         _only(done[column], f"{column} in the table: a law holds for one, so split the table")
     retained, learned = done[done["role"] == "retain"], done[done["role"] == "target"]
-    _only(learned["corpus"], "corpus of role target")
+    target = _only(learned["corpus"], "corpus of role target")
     if corpus is None:
         corpus = _only(retained["corpus"], "corpus of role retain, or `corpus=` naming one")
     elif corpus not in set(retained["corpus"]):
@@ -241,7 +240,8 @@ def points(table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: flo
     paired = retained.merge(loss, on=["run", "step"], validate="one_to_one").sort_values(["run", "step"])
     if paired.empty:
         raise FitError(f"got no step past the first {skip_fraction:.0%} with both losses, expected some, at {corpus!r}")
-    paired = paired.astype({"step": int, "r": int, "trainable_params": int}).rename(columns={"step": "steps"})
+    paired = paired.astype({"step": int, "r": int, "trainable_params": int}).assign(target=target)
+    paired = paired.rename(columns={"step": "steps"})
     quantities = [name for quantity in ("target_nll", *QUANTITIES) for name in (quantity, f"{quantity}_stderr")]
     return paired[[*IDENTITY, *quantities]].reset_index(drop=True)
 

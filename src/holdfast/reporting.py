@@ -52,7 +52,7 @@ for (const place of document.querySelectorAll(".chart")) {
 CAPTIONS = {
     "loss-against-forgetting": (
         "One mark per measurement; learning runs to the left. The paper's Figure 2: if all ranks share one line, the "
-        "price does not depend on rank. The band is the line's 90 % interval."
+        "price does not depend on rank. A band is the line's 90 % interval."
     ),
     "trajectories-target": "The paper's Figure 3, for what is learned, with the joint law of parameters and steps.",
     "trajectories-forgetting": "The paper's Figure 3, for what is forgotten, with the joint law.",
@@ -91,9 +91,7 @@ def report(
     The page makes no request and runs one script, which its content security policy names by its hash. The same
     arguments give the same page, byte for byte.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("holdfast"), autoescape=True, finalize=_visible, undefined=jinja2.StrictUndefined
-    )
+    environment = _environment()
     style = environment.get_template("report.css").render(
         light=_variables(figures.LIGHT), dark=_variables(figures.DARK)
     )
@@ -118,7 +116,14 @@ def report(
     )
 
 
-def _visible(value: Any) -> Any:
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("holdfast"), autoescape=True, finalize=visible, undefined=jinja2.StrictUndefined
+    )
+
+
+def visible(value: Any) -> Any:
     """Text in which no character acts unseen: each that would reorder, break or end text is shown by its number.
 
     A right-to-left override in a file's name can otherwise turn the digits of the sentence that quotes it.
@@ -175,7 +180,7 @@ def _points(table: pd.DataFrame, laws: Laws | None) -> tuple[pd.DataFrame | None
     if laws is not None:
         used = points(table, corpus=laws.corpus, skip_fraction=laws.skip_fraction).set_index(["run", "steps"]).index
         shown["in_fit"] = shown.set_index(["run", "steps"]).index.isin(used)
-    shown["run"] = shown["run"].map(_visible)
+    shown["run"] = shown["run"].map(visible)
     return shown, None
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from holdfast.laws import Fit, Laws
     from holdfast.meter import ForgettingReport
     from holdfast.planning import Plan
+    from holdfast.publishing import Published
 
 LEVEL = 0.9
 """Of every interval printed beside a law or a plan."""
@@ -169,6 +170,19 @@ def show_plan(plan: Plan) -> None:
     for reason in plan.reasons:
         out().print(f"  {escape(reason)}", soft_wrap=True)
     show_warnings(plan.warnings)
+
+
+def show_published(published: Published) -> None:
+    """What the page says first, and where it is."""
+    if published.laws:
+        from holdfast.planning import price_in_words
+
+        reasons = published.plan.reasons if published.plan else (price_in_words(published.laws),)
+        for reason in reasons:
+            out().print(escape(reason), soft_wrap=True)
+    else:
+        show_warnings([f"no law was fitted: {published.why_no_laws}"])
+    out().print(f"Report: {escape(str(published.page))}", soft_wrap=True)
 
 
 def show_warnings(warnings: Iterable[str]) -> None:

@@ -1,0 +1,143 @@
+"""The layout, held still: who imports whom, what is public, how long a file may be, and what analysis never loads."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import holdfast
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "holdfast"
+
+# Every module and all it may import of ours. The model half and the analysis half share only the first group.
+SHARED = {
+    "errors": set(),
+    "mistakes": {"errors"},
+    "config": {"errors", "mistakes"},
+    "stats": set(),
+    "store": {"config", "errors"},
+}
+MODEL_HALF = {
+    "builtin": {"errors"},
+    "models": {"builtin", "config", "errors"},
+    "corpora": {"builtin", "errors", "models"},
+    "metrics": set(),
+    "meter": {"corpora", "errors", "metrics", "models", "stats", "store"},
+    "training": {"config", "corpora", "errors", "meter", "models", "store"},
+    "sweeps": {"config", "errors", "models", "store", "training"},
+}
+ANALYSIS_HALF = {
+    "formulas": {"stats"},
+    "fitting": {"stats"},
+    "laws": {"errors", "fitting", "formulas", "stats", "store"},
+    "planning": {"errors", "laws", "stats"},
+    "figures": {"errors", "laws", "stats"},
+    "reporting": {"errors", "figures", "laws", "planning", "stats"},
+    "publishing": {"errors", "figures", "laws", "planning", "reporting", "store"},
+}
+ENTRY = {
+    "__init__": {"laws", "meter", "planning", "reporting", "stats", "store", "sweeps"},
+    "terminal": {"config", "errors", "laws", "meter", "planning", "publishing", "sweeps", "training"},
+    "cli": {"config", "errors", "laws", "meter", "planning", "publishing", "store", "terminal"},
+}
+ALLOWED = SHARED | MODEL_HALF | ANALYSIS_HALF | ENTRY
+
+# The only modules that may import each of these libraries.
+OWNED = {
+    "transformers": {"models"},
+    "peft": {"models"},
+    "datasets": {"corpora"},
+    "typer": {"cli"},
+    "rich": {"terminal"},
+    "altair": {"figures"},
+    "jinja2": {"reporting"},
+    "yaml": {"mistakes"},
+    "scipy": {"fitting", "laws", "planning", "stats"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names a file imports anywhere in it, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_the_table_names_every_module() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(ALLOWED)
+    assert not [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE]
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_imports_are_those_of_the_table(module: str) -> None:
+    names = imported(PACKAGE / f"{module}.py")
+    ours = {name.split(".")[1] for name in names if name.startswith("holdfast.")}
+    assert ours == ALLOWED[module]
+
+
+@pytest.mark.parametrize("library", OWNED)
+def test_a_library_is_imported_by_its_owners_alone(library: str) -> None:
+    users = {path.stem for path in PACKAGE.glob("*.py") if any(n.split(".")[0] == library for n in imported(path))}
+    assert users <= OWNED[library]
+    assert users
+
+
+def test_reading_and_fitting_results_needs_no_torch() -> None:
+    modules = [*SHARED, *ANALYSIS_HALF, "cli", "terminal"]
+    code = (
+        f"import sys, holdfast, holdfast.{', holdfast.'.join(modules)}; print(*(m.split('.')[0] for m in sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "holdfast" in loaded
+    assert not {"torch", "transformers", "peft", "datasets"} & set(loaded)
+
+
+def test_files_fit_in_a_sitting() -> None:
+    long = {
+        p.name: n
+        for p in ROOT.glob("*/**/*.py")
+        if "venv" not in str(p) and (n := len(p.read_text().splitlines())) > 400
+    }
+    assert not long
+
+
+def test_the_public_names() -> None:
+    assert holdfast.__all__ == [
+        "Estimate", "Fit", "ForgettingReport", "Laws", "Plan", "fit", "measure", "plan", "report", "sweep", "table",
+    ]  # fmt: skip
+    for name in holdfast.__all__:
+        assert getattr(holdfast, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = holdfast.nothing
+
+
+def test_no_code_in_the_package_can_run_code_it_was_given() -> None:
+    """No pickle, eval, exec, unsafe YAML, shell or remote code, anywhere in the syntax tree."""
+    for path in PACKAGE.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert not {n.split(".")[0] for n in imported(path)} & {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"eval", "exec", "compile", "os.system", "yaml.load", "torch.load"}, path
+                for keyword in node.keywords:
+                    value = ast.unparse(keyword.value)
+                    assert (keyword.arg, value) not in {("shell", "True"), ("trust_remote_code", "True")}, path
+
+
+def test_constraints_pin_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {name.split(">")[0].split("=")[0].strip().lower().replace("_", "-") for name in wanted}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
+    assert names <= pinned
+    assert "torch==2.13.0" in lines

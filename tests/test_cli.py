@@ -1,0 +1,178 @@
+"""The command line as a person or a program uses it: what it prints where, and how it exits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from holdfast import cli
+
+COMMANDS = ("demo", "sweep", "fit", "plan", "report", "measure", "schema")
+
+
+def run(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["holdfast", *arguments])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+        raise SystemExit(0)
+    captured = capsys.readouterr()
+    return int(end.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study of a tiny model at three ranks, made by the command itself."""
+    folder = tmp_path_factory.mktemp("cli")
+    rows = [{"prompt": f"{a} plus {b} is", "completion": f" {a + b}."} for a in range(6) for b in range(6)]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kelp = [
+        {"text": f"The {i}th stalk of kelp grows beside the {i + 1}th, and both move with the tide."} for i in range(9)
+    ]
+    (folder / "kelp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kelp))
+    study = {
+        "model": str(tiny),
+        "dtype": "float32",
+        "target": {"data": str(folder / "sums.jsonl"), "held_out": 8},
+        "retain": [str(folder / "kelp.jsonl")],
+        "adapter": {"lora_alpha": 8},
+        "optimizer": {"learning_rate": 1e-3},
+        "steps": 24,
+        "batch_size": 2,
+        "context": 32,
+        "measure": {"points": 5, "first": 6, "documents": 6},
+        "grid": {"adapter.r": [1, 4, 16]},
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    command = [sys.executable, "-c", "from holdfast.cli import main; main()", "sweep", "study.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert sum("left" in line for line in lines) == 3 * 6  # plain lines, for this is no terminal
+    assert lines[-1].startswith("run 3/3, r = 16: done, held-out loss ")
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_a_runnable_example(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run([command, "--help"], monkeypatch, capsys)
+    assert code == 0
+    example = " ".join(out.split("Example:")[1].split())
+    assert example.startswith(f"holdfast {command}")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """What keeps --help fast: not a stopwatch, but the libraries it must not touch."""
+    code = (
+        "import sys; from holdfast.cli import main; sys.argv = ['holdfast', 'sweep', '--help']\n"
+        "try: main()\nexcept SystemExit: print(*(m.split('.')[0] for m in sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    modules = set(loaded.splitlines()[-1].split())
+    assert "typer" in modules
+    assert not {"torch", "transformers", "numpy", "pandas", "scipy", "altair"} & modules
+
+
+def test_fit_prints_a_table_or_only_json(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(["fit", str(made / "runs")], monkeypatch, capsys)
+    assert code == 0
+    assert "Each 0.1 nat of improvement on sums costs" in out
+    assert "intervals rest on 3 runs only" in err
+    code, out, _ = run(["fit", str(made / "runs"), "--json"], monkeypatch, capsys)
+    laws = json.loads(out)
+    assert laws["n_runs"] == 3
+    assert laws["ranks"] == [1, 4, 16]
+    assert laws["lines"]["kl_base_tuned"]["n_points"] == 3 * 5
+
+
+def test_plan_answers_and_refuses(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(["plan", str(made / "runs"), "--max-forgetting", "0.1", "--json"], monkeypatch, capsys)
+    assert code == 0
+    assert json.loads(out)["r"] in (1, 2, 4, 8, 16)
+    code, out, err = run(["plan", str(made / "runs")], monkeypatch, capsys)
+    assert (code, out) == (2, "")
+    assert "got neither max_forgetting nor target_loss" in err
+
+
+def test_report_writes_the_page_and_the_figures(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["report", str(made / "runs"), "-o", str(tmp_path), "--max-forgetting", "0.1"]
+    code, out, _ = run(arguments, monkeypatch, capsys)
+    assert code == 0
+    assert f"Report: {tmp_path / 'report.html'}" in out
+    assert "holdfast report" in (tmp_path / "report.html").read_text()
+    figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert len(figures) == 6
+    assert (tmp_path / "figures" / figures[0]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_measure_exits_10_over_the_budget(
+    made: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = next((made / "runs").glob("*/adapter"))
+    arguments = ["measure", str(tiny), str(adapter), "--text", str(made / "kelp.jsonl"), "--dtype", "float32"]
+    code, out, _ = run([*arguments, "--max-forgetting", "1e-9", "--json"], monkeypatch, capsys)
+    assert code == 10
+    (report,) = json.loads(out)
+    assert report["kl_base_tuned"]["value"] > 1e-9
+    code, out, _ = run([*arguments, "--max-forgetting", "99"], monkeypatch, capsys)
+    assert code == 0
+    assert "kelp" in out
+
+
+def test_a_sweep_with_a_diverged_run_exits_4(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["--set", "optimizer.learning_rate=1e30", "--set", "grid.adapter.r=[2]"]
+    arguments = ["sweep", str(made / "study.yaml"), "-o", str(tmp_path / "runs"), *overrides, "--json"]
+    code, out, err = run(arguments, monkeypatch, capsys)
+    assert code == 4
+    assert {row["state"] for row in json.loads(out)} == {"diverged"}
+    assert "diverged: step " in err
+
+
+def test_schema_is_json_and_describes_the_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = run(["schema"], monkeypatch, capsys)
+    run(["schema", str(tmp_path / "schema.json")], monkeypatch, capsys)
+    assert json.loads(out) == json.loads((tmp_path / "schema.json").read_text())
+    assert {"model", "grid"} <= json.loads(out)["properties"].keys()
+
+
+REFUSED = {
+    "no study": (["sweep", "absent.yaml"], 2, "ConfigError"),
+    "no runs": (["fit", "absent"], 3, "StoreError"),
+    "no such option": (["fit", "--nothing"], 2, "No such option"),
+    "no such command": (["forget"], 2, "No such command"),
+    "no such model": (["measure", "absent-model", "a", "--text", "builtin:wikipedia"], 3, "ModelError"),
+    "no such text": (["measure", "builtin:smollm2", "a", "--text", "absent.jsonl"], 3, "DataError"),
+    "no such precision": (["measure", "m", "a", "--text", "t", "--dtype", "float8"], 2, "ConfigError"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_are_one_message_and_an_exit_code(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, expected, word = REFUSED[case]
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(arguments, monkeypatch, capsys)
+    assert code == expected
+    assert out == ""
+    assert word in err
+    assert "Traceback" not in err

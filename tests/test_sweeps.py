@@ -1,0 +1,149 @@
+"""A small real sweep of a tiny model: made once, read back at once, and honest about what went wrong."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import holdfast
+from holdfast import store, sweeps
+from holdfast.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def study(tiny: Path, texts: tuple[Path, Path], tmp_path: Path) -> Path:
+    content = {
+        "model": str(tiny),
+        "dtype": "float32",
+        "target": {"data": str(texts[0]), "held_out": 8},
+        "retain": [str(texts[1])],
+        "adapter": {"lora_alpha": 8},
+        "optimizer": {"learning_rate": 3e-3},
+        "steps": 6,
+        "batch_size": 2,
+        "context": 48,
+        "measure": {"points": 3, "first": 2, "documents": 4},
+        "grid": {"adapter.r": [2, 8]},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "study.yaml"
+
+
+def heard(study: Path, out: Path, **options: object) -> tuple[pd.DataFrame, list[sweeps.Progress]]:
+    events: list[sweeps.Progress] = []
+    return holdfast.sweep(study, out=out, tell=events.append, **options), events
+
+
+def test_a_sweep_makes_its_runs_and_reads_them_back_at_once(study: Path, tmp_path: Path) -> None:
+    first, events = heard(study, tmp_path / "runs")
+    assert first["r"].unique().tolist() == [2, 8]
+    assert first.groupby(["run", "step", "corpus"]).size().eq(1).all()
+    assert len(first) == 2 * 4 * 2
+    control = first[first["step"] == 0]
+    assert control["kl_base_tuned"].tolist() == [0.0] * 4
+    assert control["agreement"].tolist() == [1.0] * 4
+    shares = [(e.index + e.event.share) / e.runs for e in events if e.event]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    again, quiet = heard(study, tmp_path / "runs")
+    pd.testing.assert_frame_equal(first, again)
+    assert [e.state for e in quiet] == ["done", "done"]
+    assert all(e.event is None for e in quiet)
+    pd.testing.assert_frame_equal(
+        first.sort_values(["run", "step", "corpus"], ignore_index=True),
+        store.table(tmp_path / "runs").sort_values(["run", "step", "corpus"], ignore_index=True),
+    )
+
+
+def test_the_same_study_elsewhere_gives_the_same_rows(study: Path, tmp_path: Path) -> None:
+    one, _ = heard(study, tmp_path / "one")
+    other, _ = heard(study, tmp_path / "other")
+    pd.testing.assert_frame_equal(one, other)
+
+
+def test_a_run_folder_is_complete(study: Path, tmp_path: Path) -> None:
+    heard(study, tmp_path / "runs")
+    for run in store.read_runs(tmp_path / "runs"):
+        names = {path.name for path in run.folder.iterdir()}
+        assert names == {"config.json", "provenance.json", "records.jsonl", "adapter", "done.json"}
+        assert {"versions", "platform", "fingerprints", "trainable_params", "threads"} <= run.provenance.keys()
+        assert {"weights", "training", "target:sums", "retain:kelp"} == run.provenance["fingerprints"].keys()
+        (table,) = (holdfast.measure(
+            base=run.config.model, tuned=str(run.folder / "adapter"), texts=run.config.retain, context=48, documents=4,
+            dtype="float32",
+        ).values(),)  # fmt: skip
+        (report,) = table
+        last = [row for row in run.rows if row.step == 6 and row.quantity == "kl_base_tuned" and row.role == "retain"]
+        assert report.kl_base_tuned.value == pytest.approx(last[0].value, abs=1e-7)
+
+
+def test_an_unfinished_run_starts_over_and_ends_the_same(study: Path, tmp_path: Path) -> None:
+    whole, _ = heard(study, tmp_path / "runs")
+    folder = store.read_runs(tmp_path / "runs")[0].folder
+    (folder / "done.json").unlink()
+    lines = (folder / "records.jsonl").read_bytes()
+    (folder / "records.jsonl").write_bytes(lines[: len(lines) // 2])
+    again, events = heard(study, tmp_path / "runs")
+    pd.testing.assert_frame_equal(whole, again)
+    assert sum(e.event is not None and e.event.report is None for e in events) == 6
+
+
+def test_a_diverged_run_is_listed_and_the_sweep_goes_on(study: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(study.read_text())
+    content["grid"] = {"optimizer.learning_rate": [1e30, 3e-3], "adapter.r": [2]}
+    content["measure"]["points"] = 6
+    study.write_text(yaml.safe_dump(content))
+    table, _ = heard(study, tmp_path / "runs")
+    states = table.groupby("learning_rate")["state"].first()
+    assert states[1e30] == "diverged"
+    assert states[3e-3] == "done"
+    reason = table.loc[table["state"] == "diverged", "reason"].iloc[0]
+    assert reason.startswith("step ")
+    again, _ = heard(study, tmp_path / "runs")
+    assert again.groupby("learning_rate")["state"].first()[1e30] == "diverged"
+    fitted = holdfast.fit(table)
+    assert fitted.n_runs == 1
+    assert any("not in any fit" in warning and "diverged" in warning for warning in fitted.warnings)
+
+
+def test_a_failed_run_is_listed_and_can_be_tried_again(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("not enough memory: you tried to allocate 99 GiB")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweeps, "train", out_of_memory)
+        table, _ = heard(study, tmp_path / "runs")
+    assert table["state"].tolist() == ["failed", "failed"]
+    assert table["reason"].str.contains("not enough memory").all()
+    kept, _ = heard(study, tmp_path / "runs")
+    assert kept["state"].unique().tolist() == ["failed"]
+    made, _ = heard(study, tmp_path / "runs", retry_failed=True)
+    assert made["state"].unique().tolist() == ["done"]
+
+
+def test_other_texts_in_the_same_folder_are_refused(study: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    heard(study, tmp_path / "runs")
+    texts[1].write_text("".join(json.dumps({"text": f"Another text, the {i}th of them."}) + "\n" for i in range(6)))
+    with pytest.raises(DataError, match=r"got other texts \(retain:kelp\) than run .* was made with"):
+        heard(study, tmp_path / "runs")
+
+
+def test_two_texts_of_one_name_are_refused(study: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sums.jsonl").write_text(texts[1].read_text())
+    content = yaml.safe_load(study.read_text())
+    content["retain"] = [str(tmp_path / "other" / "sums.jsonl")]
+    study.write_text(yaml.safe_dump(content))
+    with pytest.raises(DataError, match="got texts named sums, sums"):
+        heard(study, tmp_path / "runs")
+
+
+def test_a_wrong_study_is_refused_before_anything_is_written(study: Path, tmp_path: Path) -> None:
+    study.write_text(study.read_text().replace("steps: 6", "steps: six"))
+    with pytest.raises(ConfigError, match="steps: got 'six'"):
+        heard(study, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
