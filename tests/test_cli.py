@@ -21,7 +21,6 @@ def run(
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as end:
         cli.main()
-        raise SystemExit(0)
     captured = capsys.readouterr()
     return int(end.value.code or 0), captured.out, captured.err
 

@@ -121,6 +121,10 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
         for r, params in sorted(set(zip(points["r"], points["trainable_params"], strict=True)))
     ]
     curve = pd.concat(curves)
+    # A wide interval would flatten the marks, so a band is cut where the measurements end, with some room.
+    lowest, highest = points[quantity].min(), points[quantity].max()
+    room = 0.2 * (highest - lowest)
+    curve[["low", "high"]] = curve[["low", "high"]].clip(lowest - room, highest + room)
     fitted = _chart(curve.to_dict("records"))
     colour = _rank_colours(points["r"])
     x, y, r = alt.X("steps:Q"), alt.Y(f"{quantity}:Q"), alt.Stroke("r:N", title="Rank", scale=colour)
@@ -273,22 +277,24 @@ def _axis(quantity: str) -> str:
 
 
 def _styled(layers: Sequence[alt.Chart], *, title: str) -> alt.LayerChart:
-    text = {"labelColor": LIGHT["muted"], "titleColor": LIGHT["muted"], "labelFontSize": 12, "titleFontSize": 12}
-    text |= {"titleFontWeight": "normal"}
-    config = alt.Config(
-        font=FONT,
-        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-        view=alt.ViewConfig(stroke=None),
-        axis=alt.AxisConfig(
-            **text, titlePadding=10, labelPadding=6, domain=False, ticks=False, gridColor=LIGHT["rule"], tickCount=TICKS
-        ),
-        legend=alt.LegendConfig(
-            **text, titleOrient="left", orient="top", direction="horizontal", offset=8,
-            symbolOpacity=1, symbolStrokeWidth=1.3, symbolSize=60,
-        ),
-        title=alt.TitleConfig(color=LIGHT["ink"], fontSize=14, fontWeight=600, anchor="start", offset=12),
-    )  # fmt: skip
-    return alt.layer(*layers, width=WIDTH, height=HEIGHT, title=title, background="white", config=config)
+    text = {
+        "labelColor": LIGHT["muted"], "titleColor": LIGHT["muted"], "labelFontSize": 12, "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    }  # fmt: skip
+    axis = {"domain": False, "ticks": False, "tickCount": TICKS, "gridColor": LIGHT["rule"]}
+    legend = {"orient": "top", "direction": "horizontal", "titleOrient": "left", "offset": 8}
+    symbols = {"symbolOpacity": 1, "symbolStrokeWidth": 1.3, "symbolSize": 60}
+    config = {
+        "font": FONT,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "view": {"stroke": None},
+        "axis": text | axis | {"titlePadding": 10, "labelPadding": 6},
+        "legend": text | legend | symbols,
+        "title": {"color": LIGHT["ink"], "fontSize": 14, "fontWeight": 600, "anchor": "start", "offset": 12},
+    }
+    return alt.LayerChart(
+        layer=list(layers), width=WIDTH, height=HEIGHT, title=title, background="white", config=config
+    )
 
 
 def _replaced(part: Any, names: Mapping[str, str]) -> Any:

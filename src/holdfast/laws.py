@@ -25,6 +25,7 @@ from holdfast.stats import (
     FloatArray,
     Prediction,
     as_dict,
+    between_share,
     clustered_covariance,
     number,
     t_quantile,
@@ -56,6 +57,7 @@ POOLED = ("method", "learning_rate", "optimizer", "schedule", "batch_tokens", "u
 
 FEW_RUNS = 6
 FEW_STARTS = 0.1
+POOR = 0.15
 FLAT = 1e-4
 """Singular value of the scaled Jacobian, relative to the largest, below which the data do not see a direction."""
 INVOLVED = 0.1
@@ -316,6 +318,8 @@ def _evidence(
         warnings.append(f"intervals rest on {n_runs} runs only")
     if not solution.settled:
         warnings.append(f"{quantity}: the search for the {law.name} law stopped before it settled")
+    if law is LINE and squares > POOR * variation and between_share(solution.residuals, clusters=runs) > 0.5:
+        warnings.append(f"{quantity}: runs differ at equal loss, so one price does not fit all: compare them by rank")
     if solution.starts_agreeing < FEW_STARTS:
         warnings.append(f"{quantity}: only {solution.starts_agreeing:.0%} of the starts reached this {law.name} law")
     return Fit(

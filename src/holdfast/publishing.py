@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def publish(
         planned,
         title=_title(made),
         commands=commands,
-        provenance=_common(run.provenance for run in made if run.state == "done"),
+        provenance=_common([run.provenance for run in made if run.state == "done"]),
         why_no_laws=why_not,
     )
     try:
@@ -93,15 +93,13 @@ def _title(runs: Sequence[Run]) -> str:
     return f"{', '.join(models)} learning {', '.join(targets)}"
 
 
-def _common(provenances: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Facts of several runs as one: where they differ, each value once."""
+def _common(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Facts of several runs as one: each value once, a list where they differ."""
     together: dict[str, Any] = {}
-    for facts in provenances:
-        for name, value in facts.items():
-            if isinstance(value, Mapping):
-                together[name] = _common([together.get(name, {}), value])
-            elif name not in together:
-                together[name] = value
-            elif str(value) not in str(together[name]).split(", "):
-                together[name] = f"{together[name]}, {value}"
+    for name in dict.fromkeys(name for facts in provenances for name in facts):
+        values = [facts[name] for facts in provenances if name in facts]
+        if isinstance(values[0], Mapping):
+            together[name] = _common(values)
+        else:
+            together[name] = list(dict.fromkeys(map(str, values)))
     return together

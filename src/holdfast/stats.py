@@ -150,6 +150,13 @@ def clustered_covariance(*, scores: FloatArray, curvatures: FloatArray, clusters
     return covariance
 
 
+def between_share(values: FloatArray, *, clusters: npt.ArrayLike) -> float:
+    """Share of Σ value² that the clusters' own means account for: 1 when all of a cluster is alike, nan without any."""
+    _, member = np.unique(np.asarray(clusters), return_inverse=True)
+    sums, counts, total = np.bincount(member, weights=values), np.bincount(member), float(values @ values)
+    return float(np.sum(sums**2 / counts)) / total if total > 0 else math.nan
+
+
 def t_quantile(probability: float, dof: float) -> float:
     """Student's t quantile; nan without a degree of freedom."""
     return float(stdtrit(dof, probability)) if dof > 0 else math.nan

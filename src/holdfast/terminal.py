@@ -117,50 +117,42 @@ def sweep_with_progress(study: Study | Path, *, out: Path, device: str, retry_fa
 
 
 def show_forgetting(reports: Iterable[ForgettingReport]) -> None:
-    """One row per text: forgetting in nats per token, and what else changed."""
-    table = Table(
-        "text", "documents", "tokens", "forgetting (KL)", "95 % interval", "agreement", "loss before", "loss after"
-    )
+    """Forgetting on each text in nats per token, and what else changed."""
     for report in reports:
         low, high = report.kl_base_tuned.interval()
-        table.add_row(
-            escape(report.corpus),
-            str(report.kl_base_tuned.n),
-            f"{int(report.count.sum()):,}",
-            str(report.kl_base_tuned),
-            f"{low:.3g} to {high:.3g}",
-            str(report.agreement),
-            str(report.base_nll),
-            str(report.nll),
-        )
-    out().print(table)
-    out().print("Nats per scored token, ± standard error over documents. Agreement: share of equal next-token choices.")
+        interval = "no interval" if math.isnan(low) else f"95 % interval {low:.3g} to {high:.3g}"
+        evidence = f"{report.kl_base_tuned.n} documents, {int(report.count.sum()):,} tokens"
+        out().print(f"[bold]{escape(report.corpus)}[/]  [dim]{evidence}[/]")
+        grid = Table.grid(padding=(0, 3))
+        grid.add_row("  forgetting", str(report.kl_base_tuned), f"nats per token, KL(base‖tuned); {interval}")
+        grid.add_row("  agreement", str(report.agreement), "of next-token choices are still the base's")
+        grid.add_row("  loss on the text", str(report.nll), f"nats per token; base {report.base_nll}")
+        out().print(grid)
 
 
 def show_laws(laws: Laws) -> None:
-    """Lines and joint laws with intervals, then every warning, then the price of learning in words."""
+    """Every fit with its parameters and intervals, then every warning, then the price of learning in words."""
     from holdfast.planning import price_in_words
 
-    table = Table("law", "of", "parameter", "value", f"{LEVEL:.0%} interval", "R²", "points", "runs")
-    for fit in (*laws.lines.values(), *laws.orthogonal.values(), *laws.joint.values()):
-        _add_fit(table, fit)
-    out().print(table)
-    show_warnings(dict.fromkeys([*laws.warnings, *(w for f in _fits(laws) for w in f.warnings)]))
+    fits = (*laws.lines.values(), *laws.orthogonal.values(), *laws.joint.values())
+    for fit in fits:
+        _show_fit(fit)
+    show_warnings(dict.fromkeys([*laws.warnings, *(warning for fit in fits for warning in fit.warnings)]))
     out().print(escape(price_in_words(laws)), soft_wrap=True)
 
 
-def _fits(laws: Laws) -> list[Fit]:
-    return [*laws.lines.values(), *laws.orthogonal.values(), *laws.joint.values()]
+def _show_fit(fit: Fit) -> None:
+    from holdfast.laws import LAWS
 
-
-def _add_fit(table: Table, fit: Fit) -> None:
-    for position, (name, estimate) in enumerate(fit.parameters.items()):
+    evidence = f"{fit.estimator}; R² {fit.r2:.3f} in sample, {fit.n_points} points, {fit.n_runs} runs"
+    out().print(f"[bold]{fit.quantity}[/] = {LAWS[fit.law].formula}\n  [dim]{evidence}[/]", soft_wrap=True)
+    grid = Table.grid(padding=(0, 3))
+    for name, estimate in fit.parameters.items():
         low, high = estimate.interval(LEVEL)
-        interval = "not identified" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
-        about = (f"{fit.law}, {fit.estimator}", fit.quantity) if position == 0 else ("", "")
-        evidence = (f"{fit.r2:.4f}", str(fit.n_points), str(fit.n_runs)) if position == 0 else ("", "", "")
-        last = position == len(fit.parameters) - 1
-        table.add_row(*about, name, f"{estimate.value:.4g}", interval, *evidence, end_section=last)
+        known = f"{LEVEL:.0%} interval {low:.3g} to {high:.3g}"
+        grid.add_row(f"  {name}", f"{estimate.value:.4g}", "not identified" if math.isnan(low) else known)
+    out().print(grid)
+    out().print()
 
 
 def show_plan(plan: Plan) -> None:

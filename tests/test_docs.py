@@ -1,0 +1,64 @@
+"""What the documents say is what the project does: README's study, commands and Python run; its tree is the tree."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from holdfast import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_tree_names_every_module_and_no_other() -> None:
+    named = set(re.findall(r"^  (\w+\.py) ", README, flags=re.MULTILINE)) - {"make_data.py"}
+    assert named == {path.name for path in (ROOT / "src" / "holdfast").glob("*.py")} - {"__init__.py"}
+
+
+def test_relative_links_lead_somewhere() -> None:
+    for page in ROOT.glob("*.md"), (ROOT / "docs").glob("*.md"):
+        for path in page:
+            for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+                assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_no_page_promises_a_command_that_is_not_there() -> None:
+    commands = {
+        command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback
+    }
+    text = "".join(path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))
+    assert set(re.findall(r"`holdfast (\w+)", text)) <= commands
+
+
+def test_readmes_study_python_and_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the built-in model, with the study's sizes made small and nothing else changed."""
+    (study,) = blocks("yaml")
+    small = yaml.safe_load(study)
+    small["target"]["held_out"] = 4
+    small |= {"steps": 6, "context": 64, "batch_size": 1, "measure": {"points": 4, "first": 3, "documents": 2}}
+    small["grid"] = {"adapter.r": [2, 8]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(small))
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    exec(compile(code.replace("documents=8", "documents=2"), "README.md", "exec"), {})  # noqa: S102
+    printed = capsys.readouterr().out
+    assert "Each 0.1 nat of improvement on gsm8k" in printed
+    assert "±" in printed.splitlines()[-1]
+    for line in "".join(blocks("console")).splitlines():
+        command = line.removeprefix("$ ").split("  #")[0]
+        if command.startswith("holdfast"):
+            run = [sys.executable, "-c", "from holdfast.cli import main; main()", *shlex.split(command)[1:]]
+            outcome = subprocess.run(run, capture_output=True, text=True, check=False)
+            assert outcome.returncode == 0, (command, outcome.stderr)
+    assert (tmp_path / "runs" / "report.html").is_file()
