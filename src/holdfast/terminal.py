@@ -64,6 +64,7 @@ class SweepProgress:
         self._run = self._bars.add_task("run", total=1.0, note="")
         self._began, self._runs_before = math.nan, 0
         self._losses: list[float] = []
+        self._forgetting: dict[str, str] = {}
 
     def __enter__(self) -> SweepProgress:
         self._bars.start()
@@ -80,7 +81,7 @@ class SweepProgress:
         elif at.event is None:
             if math.isnan(self._began):
                 self._began, self._runs_before = time.monotonic(), at.index
-            self._losses = []
+            self._losses, self._forgetting = [], {}
             self._bars.update(self._run, description=name, completed=0, note="preparing")
         else:
             self._show_event(at, at.event, name)
@@ -91,9 +92,13 @@ class SweepProgress:
         loss = "" if math.isnan(event.loss) else f", loss {event.loss:.3f}"
         self._bars.update(self._study, completed=made / at.runs, note=f"about {duration(left)} left")
         self._bars.update(self._run, completed=event.share, note=f"step {event.step}/{at.run.steps}{loss}")
-        if event.report is not None and event.role == "target":
+        if event.report is None:
+            return
+        if event.role == "target":
             self._losses.append(event.report.nll.value)
-        elif event.report is not None and not self._console.is_terminal:
+            return
+        self._forgetting[event.report.corpus] = str(event.report.kl_base_tuned)
+        if not self._console.is_terminal:
             self._console.print(
                 f"{name}, step {event.step}/{at.run.steps}: held-out loss {self._losses[-1]:.3f}, forgetting "
                 f"{event.report.kl_base_tuned} on {event.report.corpus}; about {duration(left)} left",
@@ -104,6 +109,7 @@ class SweepProgress:
         self._bars.update(self._study, completed=(at.index + 1) / at.runs)
         colour = {"done": "green", "diverged": "yellow", "failed": "red"}[at.state]
         change = f", held-out loss {self._losses[0]:.3f} → {self._losses[-1]:.3f}" if self._losses else ""
+        change += "".join(f", forgetting {kl} on {escape(corpus)}" for corpus, kl in self._forgetting.items())
         reason = f": {escape(at.reason)}" if at.reason else ""
         self._console.print(f"{name}: [{colour}]{at.state}[/]{reason}{change}  [dim]{at.run.name}[/]", soft_wrap=True)
 
