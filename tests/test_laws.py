@@ -11,6 +11,8 @@ import simulated
 from holdfast.errors import ConfigError, FitError
 from holdfast.laws import (
     FORGETTING,
+    GROWTH,
+    GROWTH_IN_STEPS,
     LINE,
     MULTIPLICATIVE,
     STEPS,
@@ -19,7 +21,7 @@ from holdfast.laws import (
     fit_law,
     fit_orthogonal_line,
     points,
-)
+)  # fmt: skip
 
 QUIET = simulated.study()
 NOISY = simulated.study(np.random.default_rng(0))
@@ -33,9 +35,6 @@ def changed(table, where, **columns):
         copy[column] = copy[column].astype(object) if isinstance(value, str | type(None)) else copy[column]
         copy.loc[where, column] = value
     return copy
-
-
-# ---- points
 
 
 def test_points_pair_target_and_retained_and_leave_out_the_first_steps():
@@ -116,9 +115,6 @@ def test_too_few_points_are_refused():
         fit_law(MULTIPLICATIVE, points(NOISY).head(4), "kl_base_tuned")
 
 
-# ---- the truth, recovered
-
-
 @pytest.mark.parametrize("quantity", list(simulated.TRUTH))
 def test_the_joint_law_is_recovered_without_noise(quantity):
     fitted = fit(QUIET).joint[quantity]
@@ -184,9 +180,6 @@ def test_the_ordinary_line_is_numpys_and_the_joint_law_its_formula():
     assert joint.predict(trainable_params=3e8, steps=200).mean == pytest.approx(by_hand)
 
 
-# ---- intervals
-
-
 def test_the_interval_of_a_prediction_covers():
     """Nominal 90 % intervals of five predictions in 200 studies of 18 runs: six ranks, three seeds."""
     rng = np.random.default_rng(1)
@@ -249,9 +242,6 @@ def test_inputs_the_law_does_not_know_are_refused(inputs):
         fit(NOISY).joint["kl_base_tuned"].predict(**inputs)
 
 
-# ---- what is not known
-
-
 def test_one_rank_gives_laws_in_steps_alone_and_says_so():
     laws = fit(simulated.study(np.random.default_rng(2), ranks=(8,)))
     joint = laws.joint["kl_base_tuned"]
@@ -309,6 +299,32 @@ def test_growth_without_an_end_has_no_asymptote():
     assert fitted.predict(trainable_params=1e8, steps=100).mean == pytest.approx(expected, abs=0.005)
 
 
+def grown_table():
+    """NOISY with forgetting as of a short run: from nothing, nearly in proportion to the steps."""
+    table = NOISY.copy()
+    middle = table["r"] * simulated.PARAMS_PER_RANK / 1.13e8
+    growth = 0.05 * middle**0.2 * (table["step"] / 114) ** 0.9
+    return table.assign(kl_base_tuned=growth * (1 + 0.01 * np.sin(np.arange(len(table)))))
+
+
+def test_forgetting_that_has_not_flattened_is_fitted_by_growth():
+    laws = fit(grown_table())
+    grown = laws.joint["kl_base_tuned"]
+    assert grown.law == GROWTH.name
+    assert grown.r2 > 0.995
+    assert grown.parameters["y"].value == pytest.approx(0.9, abs=0.05)
+    assert grown.parameters["x"].value == pytest.approx(0.2, abs=0.02)
+    assert grown.parameters["start"].value == pytest.approx(0, abs=0.005)
+    assert "kl_base_tuned has not begun to flatten" in laws.warnings
+    assert laws.joint["target_nll"].law == MULTIPLICATIVE.name
+    assert laws.joint["hard_cross_entropy"].law == MULTIPLICATIVE.name
+    one_rank = fit(grown_table().query("r == 8"))
+    assert one_rank.joint["kl_base_tuned"].law == GROWTH_IN_STEPS.name
+    assert Laws.from_dict(laws.to_dict()).joint["kl_base_tuned"].predict(
+        trainable_params=1e8, steps=100
+    ) == grown.predict(trainable_params=1e8, steps=100)
+
+
 def test_noise_alone_has_no_exponents():
     fitted = fit_law(MULTIPLICATIVE, with_forgetting(lambda p: 0 * p["steps"] + 0.1), "kl_base_tuned")
     assert math.isnan(fitted.parameters["x"].stderr)
@@ -351,9 +367,6 @@ def test_what_is_pooled_is_told(column, value, words):
     laws = fit(changed(NOISY, NOISY["seed"] == 0, **{column: value}))
     assert any(words in warning for warning in laws.warnings)
     assert (laws.tokens_per_step is None) == (column == "batch_tokens")
-
-
-# ---- the study as a whole
 
 
 def test_a_study_is_described():

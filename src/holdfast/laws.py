@@ -17,25 +17,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from holdfast import stats
 from holdfast.errors import ConfigError, FitError
 from holdfast.fitting import Solution, orthogonal_line, separable_fit
-from holdfast.formulas import LAWS, LINE, MULTIPLICATIVE, STEPS, Law
-from holdfast.stats import (
-    Estimate,
-    FloatArray,
-    Prediction,
-    as_dict,
-    between_share,
-    clustered_covariance,
-    number,
-    t_quantile,
-    unwrapped,
-)
+from holdfast.formulas import GROWTH, GROWTH_IN_STEPS, LAWS, LINE, MULTIPLICATIVE, STEPS, Law
+from holdfast.stats import Estimate, FloatArray, Prediction, clustered_covariance, number, t_quantile
 from holdfast.store import QUANTITIES
 
 __all__ = [
-    "FORGETTING", "LAWS", "LINE", "MULTIPLICATIVE", "QUANTITIES", "SKIP_FRACTION", "STEPS",
-    "Fit", "Law", "Laws", "Prediction", "fit", "fit_law", "fit_orthogonal_line", "points",
+    "FORGETTING", "GROWTH", "GROWTH_IN_STEPS", "LAWS", "LINE", "MULTIPLICATIVE", "QUANTITIES", "SKIP_FRACTION",
+    "STEPS", "Fit", "Law", "Laws", "Prediction", "fit", "fit_law", "fit_orthogonal_line", "points",
 ]  # fmt: skip
 
 SKIP_FRACTION = 50 / 260
@@ -116,16 +107,16 @@ class Fit:
         outside = [(value < low) | (value > high) for value, (low, high) in zip(values, limits, strict=True)]
         shape = values[0].shape
         return Prediction(
-            mean=unwrapped((columns @ linear).reshape(shape)),
-            stderr=unwrapped(np.sqrt(np.maximum(variance, 0)).reshape(shape)),
+            mean=stats.unwrapped((columns @ linear).reshape(shape)),
+            stderr=stats.unwrapped(np.sqrt(np.maximum(variance, 0)).reshape(shape)),
             scatter=self.rmse * math.sqrt(self.n_points / (self.n_points - len(self.parameters))),
             dof=self.dof,
-            extrapolates=unwrapped(np.any(outside, axis=0)),
+            extrapolates=stats.unwrapped(np.any(outside, axis=0)),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold, at full precision; nan becomes None."""
-        return as_dict(self)
+        return stats.as_dict(self)
 
     @classmethod
     def from_dict(cls, held: dict[str, Any]) -> Self:
@@ -156,7 +147,7 @@ class Laws:
     orthogonal: dict[str, Fit]
     """The same by orthogonal least squares, for there is noise on both axes."""
     joint: dict[str, Fit]
-    """`MULTIPLICATIVE` (or `STEPS`) for "target_nll" and each measure of forgetting."""
+    """For "target_nll" and each measure of forgetting: `MULTIPLICATIVE` or `GROWTH`, `STEPS` or `GROWTH_IN_STEPS`."""
     params_per_rank: float | None
     """None when it differs between runs."""
     ranks: tuple[int, ...]
@@ -169,7 +160,7 @@ class Laws:
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold, at full precision; nan becomes None."""
-        return as_dict(self)
+        return stats.as_dict(self)
 
     @classmethod
     def from_dict(cls, held: dict[str, Any]) -> Self:
@@ -185,14 +176,19 @@ def fit(table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: float 
     """Fit every law of a study to its table of runs (see `points` for which rows count).
 
     Runs that differ in method, learning rate or another setting are pooled with a warning: at equal target loss a
-    larger learning rate forgets more, and the line fits other methods badly (the paper's appendix B).
+    larger learning rate forgets more, and the line fits other methods badly (the paper's appendix B). Forgetting that
+    has not begun to flatten, so that the law with an asymptote runs to its bound, is fitted by one that grows.
 
     Raises:
         FitError: see `points` and `fit_law`.
     """
     measured = points(table, corpus=corpus, skip_fraction=skip_fraction)
     used = table[table["run"].isin(measured["run"])].drop_duplicates("run")
-    joint = MULTIPLICATIVE if measured["trainable_params"].nunique() > 1 else STEPS
+    several = measured["trainable_params"].nunique() > 1
+    flattening, growing = (MULTIPLICATIVE, GROWTH) if several else (STEPS, GROWTH_IN_STEPS)
+    joint = {quantity: fit_law(flattening, measured, quantity) for quantity in ("target_nll", *FORGETTING)}
+    endless = [name for name in FORGETTING if joint[name].parameters["y"].value <= flattening.bounds[-1][0]]
+    joint |= {quantity: fit_law(growing, measured, quantity) for quantity in endless}
     first = measured.iloc[0]
     return Laws(
         model=str(first["model"]),
@@ -201,13 +197,13 @@ def fit(table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: float 
         method=", ".join(sorted(measured["method"].unique())),
         lines={quantity: fit_law(LINE, measured, quantity, huber=math.inf) for quantity in FORGETTING},
         orthogonal={quantity: fit_orthogonal_line(measured, quantity) for quantity in FORGETTING},
-        joint={quantity: fit_law(joint, measured, quantity) for quantity in ("target_nll", *FORGETTING)},
+        joint=joint,
         params_per_rank=_constant(used["trainable_params"] / used["r"]),
         ranks=tuple(sorted(set(measured["r"].tolist()))),
         tokens_per_step=_constant(used["batch_tokens"]),
         skip_fraction=skip_fraction,
         n_runs=len(used),
-        warnings=_study_warnings(table, used),
+        warnings=(*_study_warnings(table, used), *(f"{name} has not begun to flatten" for name in endless)),
     )
 
 
@@ -318,7 +314,7 @@ def _evidence(
         warnings.append(f"intervals rest on {n_runs} runs only")
     if not solution.settled:
         warnings.append(f"{quantity}: the search for the {law.name} law stopped before it settled")
-    if law is LINE and squares > POOR * variation and between_share(solution.residuals, clusters=runs) > 0.5:
+    if law is LINE and squares > POOR * variation and stats.between_share(solution.residuals, clusters=runs) > 0.5:
         warnings.append(f"{quantity}: runs differ at equal loss, so one price does not fit all: compare them by rank")
     if solution.starts_agreeing < FEW_STARTS:
         warnings.append(f"{quantity}: only {solution.starts_agreeing:.0%} of the starts reached this {law.name} law")

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import math
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import pandas as pd
 import vl_convert
 
 from holdfast import figures
+from holdfast.display import visible
 from holdfast.errors import FitError
 from holdfast.laws import LAWS, Fit, Laws, points
 from holdfast.planning import Plan, price_in_words
@@ -123,25 +123,6 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def visible(value: Any) -> Any:
-    """Text in which no character acts unseen: each that would reorder, break or end text is shown by its number.
-
-    A right-to-left override in a file's name can otherwise turn the digits of the sentence that quotes it.
-    """
-    if not isinstance(value, str) or hasattr(value, "__html__"):
-        return value
-    return "".join(f"\\u{ord(c):04x}" if _acts_unseen(c) else c for c in value)
-
-
-def _acts_unseen(character: str) -> bool:
-    if character in "\n\t":
-        return False
-    return unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in BIDI_CONTROLS
-
-
-BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-
-
 def _variables(colours: Mapping[str, str]) -> str:
     return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
 
@@ -225,7 +206,7 @@ def _laws(laws: Laws) -> dict[str, Any]:
         "domain": {name: [f"{end:.3f}" for end in ends] for name, ends in line.domain.items()},
         "lines": _lines(laws),
         "joint": _joint(laws),
-        "formula": LAWS[laws.joint["target_nll"].law].formula,
+        "formulas": {fit.law: LAWS[fit.law].formula for fit in laws.joint.values()},
         "reference": {name: f"{value:,.0f}" for name, value in laws.joint["target_nll"].reference.items()},
         "warnings": list(dict.fromkeys([*laws.warnings, *(warning for fit in fits for warning in fit.warnings)])),
     }
@@ -247,10 +228,13 @@ def _lines(laws: Laws) -> _Grid:
 
 
 def _joint(laws: Laws) -> _Grid:
-    names = {"asymptote": "Asymptote", "K": "K", "x": "x, parameters", "y": "y, steps"}
-    columns = ("Quantity", *names.values(), "R²", "Residual", "Runs", "Points")
+    columns = ("Quantity", "Asymptote or start", "K", "x, parameters", "y, steps", "R²", "Residual", "Runs", "Points")
     rows = [
-        [_Cell(NAMES[name], kind="text"), *(_parameter(fit, parameter) for parameter in names), *_evidence(fit)]
+        [
+            _Cell(NAMES[name], fit.law, kind="text"),
+            *(_parameter(fit, parameter) for parameter in (LAWS[fit.law].linear[0], "K", "x", "y")),
+            *_evidence(fit),
+        ]
         for name, fit in laws.joint.items()
     ]
     return _Grid("Joint laws", _heads(columns, texts=1), rows)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+
+from holdfast.display import visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
 
 LEVEL = 0.9
 """Of every interval printed beside a law or a plan."""
+
+
+def escape(text: str) -> str:
+    """Text from elsewhere, shown as it is written: neither markup nor control characters act."""
+    return escape_markup(str(visible(text)))
 
 
 def out() -> Console:
@@ -101,7 +108,7 @@ class SweepProgress:
         if not self._console.is_terminal:
             self._console.print(
                 f"{name}, step {event.step}/{at.run.steps}: held-out loss {self._losses[-1]:.3f}, forgetting "
-                f"{event.report.kl_base_tuned} on {event.report.corpus}; about {duration(left)} left",
+                f"{event.report.kl_base_tuned} on {visible(event.report.corpus)}; about {duration(left)} left",
                 markup=False, soft_wrap=True,
             )  # fmt: skip
 
@@ -155,7 +162,7 @@ def _show_fit(fit: Fit) -> None:
     grid = Table.grid(padding=(0, 3))
     for name, estimate in fit.parameters.items():
         low, high = estimate.interval(LEVEL)
-        known = f"{LEVEL:.0%} interval {low:.3g} to {high:.3g}"
+        known = f"{100 * LEVEL:.0f} % interval {low:.3g} to {high:.3g}"
         grid.add_row(f"  {name}", f"{estimate.value:.4g}", "not identified" if math.isnan(low) else known)
     out().print(grid)
     out().print()

@@ -1,0 +1,25 @@
+"""Text that a model, a data set or a stranger wrote, made safe to show: no character of it acts unseen."""
+
+import unicodedata
+from typing import Any
+
+BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn the direction of what follows."""
+
+
+def visible(value: Any) -> Any:
+    """Text in which each character that would reorder, break, colour or end text is shown by its number instead.
+
+    A right-to-left override in a file's name can turn the digits of the sentence that quotes it; an escape sequence can
+    move a terminal's cursor and write over what stood there. Anything but text, and markup of ours (an object with
+    `__html__`), is given back as it is.
+    """
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "".join(f"\\u{ord(c):04x}" if _acts_unseen(c) else c for c in value)
+
+
+def _acts_unseen(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    return unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in BIDI_CONTROLS
