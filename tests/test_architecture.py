@@ -33,7 +33,7 @@ MODEL_HALF = {
 }
 ANALYSIS_HALF = {
     "formulas": {"stats"},
-    "fitting": {"stats"},
+    "fitting": {"formulas", "stats"},
     "laws": {"errors", "fitting", "formulas", "stats", "store"},
     "planning": {"errors", "laws", "stats"},
     "figures": {"errors", "laws", "stats"},

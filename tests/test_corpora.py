@@ -151,6 +151,15 @@ def test_every_source_gives_the_same_documents(tmp_path: Path, monkeypatch: pyte
     assert [read_corpus(spec).name for spec in specs] == ["train", "name", "rows", "bom", "texts", "name"]
 
 
+def test_conversations_come_back_from_parquet(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "Yes."}]} for i in range(3)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
+    assert read_corpus(str(tmp_path / "a.parquet")).fingerprint == read_corpus(str(tmp_path / "a.jsonl")).fingerprint
+
+
 def test_the_built_in_texts_are_what_they_say() -> None:
     wikipedia, gsm8k = read_corpus("builtin:wikipedia"), read_corpus("builtin:gsm8k")
     assert (len(wikipedia.documents), len(gsm8k.documents)) == (101, 1319)

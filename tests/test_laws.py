@@ -9,19 +9,8 @@ import pytest
 
 import simulated
 from holdfast.errors import ConfigError, FitError
-from holdfast.laws import (
-    FORGETTING,
-    GROWTH,
-    GROWTH_IN_STEPS,
-    LINE,
-    MULTIPLICATIVE,
-    STEPS,
-    Laws,
-    fit,
-    fit_law,
-    fit_orthogonal_line,
-    points,
-)  # fmt: skip
+from holdfast.formulas import GROWTH, GROWTH_IN_STEPS, LINE, MULTIPLICATIVE, STEPS
+from holdfast.laws import FORGETTING, Laws, fit, fit_law, fit_orthogonal_line, points
 
 QUIET = simulated.study()
 NOISY = simulated.study(np.random.default_rng(0))
@@ -315,7 +304,8 @@ def test_forgetting_that_has_not_flattened_is_fitted_by_growth():
     assert grown.parameters["y"].value == pytest.approx(0.9, abs=0.05)
     assert grown.parameters["x"].value == pytest.approx(0.2, abs=0.02)
     assert grown.parameters["start"].value == pytest.approx(0, abs=0.005)
-    assert "kl_base_tuned has not begun to flatten" in laws.warnings
+    assert any(warning.startswith("kl_base_tuned has not begun to flatten") for warning in laws.warnings)
+    assert any("bend away from the line" in warning for warning in laws.lines["kl_base_tuned"].warnings)
     assert laws.joint["target_nll"].law == MULTIPLICATIVE.name
     assert laws.joint["hard_cross_entropy"].law == MULTIPLICATIVE.name
     one_rank = fit(grown_table().query("r == 8"))
@@ -323,6 +313,12 @@ def test_forgetting_that_has_not_flattened_is_fitted_by_growth():
     assert Laws.from_dict(laws.to_dict()).joint["kl_base_tuned"].predict(
         trainable_params=1e8, steps=100
     ) == grown.predict(trainable_params=1e8, steps=100)
+
+
+def test_runs_that_differ_at_equal_loss_are_said_to():
+    apart = NOISY.assign(kl_base_tuned=NOISY["kl_base_tuned"] + 0.05 * np.log2(NOISY["r"] / 8))
+    assert any("runs differ at equal loss" in warning for warning in fit(apart).lines["kl_base_tuned"].warnings)
+    assert not any("price is an average" in warning for warning in fit(NOISY).lines["kl_base_tuned"].warnings)
 
 
 def test_noise_alone_has_no_exponents():

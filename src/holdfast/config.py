@@ -65,7 +65,9 @@ class _Part(BaseModel):
 class Target(_Part):
     """What the model is taught."""
 
-    data: Text = Field(description="Text to learn: builtin:<name>, org/name[:config][@split], or a path.")
+    data: Text = Field(
+        description="Text to learn: builtin:<name>, org/name[:config][@split], or a path from the working folder."
+    )
     held_out: int = Field(default=64, ge=2, description="Documents measured and never trained on.")
 
 

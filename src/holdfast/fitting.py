@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from holdfast.stats import FloatArray
+from holdfast.formulas import Law
+from holdfast.stats import FloatArray, t_quantile
 
 Columns = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
 """Exponents (..., m) to what the k linear constants multiply, (..., n, k), and its slopes (..., m, n, k)."""
@@ -31,6 +32,11 @@ LEAST_DAMPING = 1e-9
 
 SAME_OPTIMUM = 1e-6
 """Two starts agree when their losses differ by less than this share."""
+
+FLAT = 1e-4
+"""Singular value of the scaled Jacobian, relative to the largest, below which the data do not see a direction."""
+INVOLVED = 0.1
+"""Share of a parameter in a flat direction above which it is not identified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,3 +198,19 @@ def _search(
             *(np.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old) for new, old in zip(trial, at, strict=True))
         )
     return here, at.loss, settled
+
+
+def identification(law: Law, solution: Solution, stderr: dict[str, float], *, dof: int) -> tuple[float, dict[str, str]]:
+    """The condition number, and which parameters the data leave open, with the reason."""
+    lengths = np.linalg.norm(solution.jacobian, axis=0)
+    scaled = solution.jacobian / np.where(lengths > 0, lengths, 1)
+    _, singular, directions = np.linalg.svd(scaled, full_matrices=False)
+    unseen = (np.abs(directions[singular < FLAT * singular[0]]) > INVOLVED).any(axis=0)
+    open_ = {name: "moving it changes nothing" for name, flat in zip(law.parameters, unseen, strict=True) if flat}
+    values = dict(zip(law.parameters, solution.parameters.tolist(), strict=True))
+    for name, (low, high) in zip(law.nonlinear, law.bounds, strict=True):
+        if not low < values[name] < high:
+            open_[name] = f"it stopped at its bound, {values[name]:g}"
+        elif 2 * t_quantile(0.95, dof) * stderr[name] > high - low:
+            open_[name] = f"its 90 % interval is wider than all it may be, {low:g} to {high:g}"
+    return float(singular[0] / singular[-1]) if singular[-1] > 0 else math.nan, open_

@@ -19,9 +19,9 @@ import pandas as pd
 
 from holdfast import stats
 from holdfast.errors import ConfigError, FitError
-from holdfast.fitting import Solution, orthogonal_line, separable_fit
+from holdfast.fitting import Solution, identification, orthogonal_line, separable_fit
 from holdfast.formulas import GROWTH, GROWTH_IN_STEPS, LAWS, LINE, MULTIPLICATIVE, STEPS, Law
-from holdfast.stats import Estimate, FloatArray, Prediction, clustered_covariance, number, t_quantile
+from holdfast.stats import Estimate, FloatArray, Prediction, clustered_covariance, number
 from holdfast.store import QUANTITIES
 
 __all__ = [
@@ -49,10 +49,7 @@ POOLED = ("method", "learning_rate", "optimizer", "schedule", "batch_tokens", "u
 FEW_RUNS = 6
 FEW_STARTS = 0.1
 POOR = 0.15
-FLAT = 1e-4
-"""Singular value of the scaled Jacobian, relative to the largest, below which the data do not see a direction."""
-INVOLVED = 0.1
-"""Share of a parameter in a flat direction above which it is not identified."""
+"""Share of the variation left by a line above which one price is doubtful."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +200,13 @@ def fit(table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: float 
         tokens_per_step=_constant(used["batch_tokens"]),
         skip_fraction=skip_fraction,
         n_runs=len(used),
-        warnings=(*_study_warnings(table, used), *(f"{name} has not begun to flatten" for name in endless)),
+        warnings=(
+            *_study_warnings(table, used),
+            *(
+                f"{name} has not begun to flatten: trust no forecast far beyond the steps that were run"
+                for name in endless
+            ),
+        ),
     )
 
 
@@ -302,7 +305,7 @@ def _evidence(
     n_runs, variation = len(set(runs)), float(np.sum((y - y.mean()) ** 2))
     covariance = clustered_covariance(scores=solution.scores, curvatures=solution.curvatures, clusters=runs)
     stderr = dict(zip(law.parameters, np.sqrt(np.diag(covariance)).tolist(), strict=True))
-    condition, unidentified = _identification(law, solution, stderr, dof=n_runs - 1)
+    condition, unidentified = identification(law, solution, stderr, dof=n_runs - 1)
     warnings = [f"{quantity}: {name} is not identified: {why}" for name, why in unidentified.items()]
     if n_runs < 2:
         warnings.append("one run gives no interval: add a rank or a seed")
@@ -314,8 +317,10 @@ def _evidence(
         warnings.append(f"intervals rest on {n_runs} runs only")
     if not solution.settled:
         warnings.append(f"{quantity}: the search for the {law.name} law stopped before it settled")
-    if law is LINE and squares > POOR * variation and stats.between_share(solution.residuals, clusters=runs) > 0.5:
-        warnings.append(f"{quantity}: runs differ at equal loss, so one price does not fit all: compare them by rank")
+    if law is LINE and squares > POOR * variation:
+        apart = stats.between_share(solution.residuals, clusters=runs) > 0.5
+        why = "runs differ at equal loss" if apart else "points bend away from the line"
+        warnings.append(f"{quantity}: {why}, so the price is an average (R² {1 - squares / variation:.2f})")
     if solution.starts_agreeing < FEW_STARTS:
         warnings.append(f"{quantity}: only {solution.starts_agreeing:.0%} of the starts reached this {law.name} law")
     return Fit(
@@ -339,24 +344,6 @@ def _evidence(
         domain={name: (float(inputs[name].min()), float(inputs[name].max())) for name in law.inputs},
         warnings=tuple(warnings),
     )
-
-
-def _identification(
-    law: Law, solution: Solution, stderr: dict[str, float], *, dof: int
-) -> tuple[float, dict[str, str]]:
-    """The condition number, and which parameters the data leave open, with the reason."""
-    lengths = np.linalg.norm(solution.jacobian, axis=0)
-    scaled = solution.jacobian / np.where(lengths > 0, lengths, 1)
-    _, singular, directions = np.linalg.svd(scaled, full_matrices=False)
-    unseen = (np.abs(directions[singular < FLAT * singular[0]]) > INVOLVED).any(axis=0)
-    open_ = {name: "moving it changes nothing" for name, flat in zip(law.parameters, unseen, strict=True) if flat}
-    values = dict(zip(law.parameters, solution.parameters.tolist(), strict=True))
-    for name, (low, high) in zip(law.nonlinear, law.bounds, strict=True):
-        if not low < values[name] < high:
-            open_[name] = f"it stopped at its bound, {values[name]:g}"
-        elif 2 * t_quantile(0.95, dof) * stderr[name] > high - low:
-            open_[name] = f"its 90 % interval is wider than all it may be, {low:g} to {high:g}"
-    return float(singular[0] / singular[-1]) if singular[-1] > 0 else math.nan, open_
 
 
 def _study_warnings(table: pd.DataFrame, used: pd.DataFrame) -> tuple[str, ...]:

@@ -59,7 +59,8 @@ def sweep(
         study = read_study(Path(study))
     root = Path(out)
     place = models.choose_device(device)
-    configs = [_resolved(config, place) for config in study.runs]
+    resolved = [_resolved(config, place) for config in study.runs]
+    configs = list({config.name: config for config in resolved}.values())  # two dtypes may turn out to be one
     bench: tuple[object, Workbench] | None = None
     for index, config in enumerate(configs):
         texts = read_texts(config)
