@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -59,8 +59,7 @@ def sweep(
         study = read_study(Path(study))
     root = Path(out)
     place = models.choose_device(device)
-    resolved = [_resolved(config, place) for config in study.runs]
-    configs = list({config.name: config for config in resolved}.values())  # two dtypes may turn out to be one
+    configs = _resolved(study.runs, place)
     bench: tuple[object, Workbench] | None = None
     for index, config in enumerate(configs):
         texts = read_texts(config)
@@ -106,11 +105,12 @@ def _make(
         models.detach_adapter(tuned)
 
 
-def _resolved(config: RunConfig, device: str) -> RunConfig:
-    """The config with `dtype: auto` replaced by what this machine is fastest in: only then has the run a name."""
-    if config.dtype != "auto":
-        return config
-    return config.model_copy(update={"dtype": models.fastest_dtype(device)})
+def _resolved(configs: Sequence[RunConfig], device: str) -> list[RunConfig]:
+    """The runs with `dtype: auto` replaced by what this machine is fastest in, each once: only then have they names."""
+    if any(config.dtype == "auto" for config in configs):
+        fastest = models.fastest_dtype(device)  # once, so that a study never mixes precisions by chance
+        configs = [c.model_copy(update={"dtype": fastest}) if c.dtype == "auto" else c for c in configs]
+    return list({config.name: config for config in configs}.values())
 
 
 def _shared_part(config: RunConfig) -> tuple[object, ...]:
