@@ -4,7 +4,7 @@
 
     table = holdfast.sweep("study.yaml", out="runs")       # fine-tune, and measure forgetting along the way
     laws = holdfast.fit(table)                             # what learning costs
-    print(holdfast.plan(laws, max_forgetting=0.1))         # how far to go
+    print(holdfast.plan(laws, max_forgetting=0.05))         # how far to go
 
 Names are loaded when first used: reading and fitting results never imports torch.
 """

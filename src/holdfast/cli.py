@@ -36,12 +36,12 @@ def demo(
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Where the runs and the page go.")] = Path(
         "demo"
     ),
-    max_forgetting: Budget = 0.1,
+    max_forgetting: Budget = 0.05,
     device: Device = "auto",
 ) -> None:
     """Fine-tune a small real model, measure, fit, plan and report: ten minutes on two cores, no account, no hub.
 
-    Example: `holdfast demo --max-forgetting 0.1`
+    Example: `holdfast demo --max-forgetting 0.05`
     """
     from holdfast import terminal
     from holdfast.publishing import publish
