@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from holdfast import models, training
 from holdfast.config import Adapter, Measure, Optimizer, RunConfig, Target
 from holdfast.corpora import packed_batches
+from holdfast.errors import ModelError
 from holdfast.store import Row
 from holdfast.training import Diverged, Event, Workbench
 
@@ -110,6 +111,18 @@ def test_step_0_is_the_control_and_later_steps_are_not(config: RunConfig) -> Non
         assert at[0, role, "agreement"] == 1
         assert at[6, role, "kl_base_tuned"] > 0
     assert at[6, "target", "nll"] < at[0, "target", "nll"]
+
+
+def test_a_run_whose_control_fails_ends_before_it_trains(config: RunConfig) -> None:
+    """The base was observed, and then changed: whatever is measured would be against another model."""
+    bench = bench_of(config)
+    with torch.no_grad():
+        next(bench.base.parameters()).mul_(1.01)
+    tuned = models.attach_adapter(bench.base, config.adapter, seed=0)
+    rows: list[Row] = []
+    with pytest.raises(ModelError, match=r"step 0: got forgetting .* before any training, expected exactly 0 and 1"):
+        training.train(tuned, config, bench, record=rows.extend)
+    assert rows == []
 
 
 def test_every_rank_sees_the_same_batches_in_the_same_order(config: RunConfig) -> None:

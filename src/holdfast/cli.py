@@ -47,9 +47,11 @@ def demo(
     from holdfast.publishing import publish
 
     study = Path(__file__).parent / "data" / "demo" / "study.yaml"
-    terminal.sweep_with_progress(study, out=output_dir / "runs", device=device)
-    commands = [f"holdfast demo --output-dir {output_dir}"]
-    terminal.show_published(publish(output_dir / "runs", output_dir, commands=commands, max_forgetting=max_forgetting))
+    table = terminal.sweep_with_progress(study, out=output_dir / "runs", device=device)
+    published = publish(output_dir / "runs", output_dir, commands=[_typed()], max_forgetting=max_forgetting)
+    terminal.show_published(published)
+    if not (table["state"] == "done").all():
+        raise typer.Exit(4)
 
 
 @app.command()
@@ -133,7 +135,7 @@ def report(
     published = publish(
         runs,
         output_dir or runs,
-        commands=[shlex.join(["holdfast", *sys.argv[1:]])],
+        commands=[_typed()],
         max_forgetting=max_forgetting,
         target_loss=target_loss,
         risk=risk,
@@ -180,6 +182,11 @@ def schema(output: Annotated[Path | None, typer.Argument(help="File to write; de
     from holdfast.store import write_json
 
     write_json(output, study_schema()) if output else _print_json(study_schema())
+
+
+def _typed() -> str:
+    """The command as it was typed, to type it again."""
+    return shlex.join(["holdfast", *sys.argv[1:]])
 
 
 def _print_json(content: Any) -> None:

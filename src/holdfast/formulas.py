@@ -1,7 +1,7 @@
 """The laws as data: each formula once, with its names, bounds, starts and derivative."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -111,15 +111,11 @@ STEPS = Law(
 )
 """What is left of `MULTIPLICATIVE` when only one P was seen; it predicts any P alike, and calls that extrapolation."""
 
-GROWTH = Law(
+GROWTH = replace(
+    MULTIPLICATIVE,
     name="growth",
     formula="start + K * (P / P0)^x * (N / N0)^y",
-    inputs=MULTIPLICATIVE.inputs,
-    relative=True,
     linear=("start", "K"),
-    nonlinear=("x", "y"),
-    bounds=MULTIPLICATIVE.bounds,
-    starts=MULTIPLICATIVE.starts,
     columns=_growth,
 )
 """Forgetting before it flattens: `MULTIPLICATIVE` with its exponents turned round, rising from `start` without end.
@@ -128,15 +124,11 @@ A short run forgets about in proportion to its steps; the paper's law, fitted th
 too much. Says nothing of where forgetting will end.
 """
 
-GROWTH_IN_STEPS = Law(
+GROWTH_IN_STEPS = replace(
+    STEPS,
     name="growth in steps",
     formula="start + K * (N / N0)^y",
-    inputs=STEPS.inputs,
-    relative=True,
     linear=("start", "K"),
-    nonlinear=("y",),
-    bounds=STEPS.bounds,
-    starts=STEPS.starts,
     columns=_growth_in_steps,
 )
 """`GROWTH` when only one P was seen, as `STEPS` is to `MULTIPLICATIVE`."""

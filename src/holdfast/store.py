@@ -76,9 +76,9 @@ class Run:
 
 
 class Recorder:
-    """Writes one run folder, from `begin` to `finish` or `fail`; the only way rows get on disk.
+    """Writes one run folder, up to `finish` or `fail`; made by `recording`, the only way rows get on disk.
 
-    A class because it holds an open file and the lock that makes it the folder's one writer.
+    A class because it holds the open file.
     """
 
     def __init__(self, folder: Path) -> None:

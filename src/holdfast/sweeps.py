@@ -18,7 +18,7 @@ import torch
 
 from holdfast import models
 from holdfast.config import RunConfig, Study, read_study
-from holdfast.errors import DataError
+from holdfast.errors import DataError, ModelError
 from holdfast.store import State, read_run, recording, tabulate
 from holdfast.training import Diverged, Event, Texts, Workbench, prepare, read_texts, train
 
@@ -96,7 +96,11 @@ def _make(
             except Diverged as error:
                 recorder.fail("diverged", str(error))
                 return "diverged", str(error)
-            except (RuntimeError, MemoryError) as error:  # torch's own refusals, out of memory among them
+            except (
+                ModelError,
+                RuntimeError,
+                MemoryError,
+            ) as error:  # torch's refusals, out of memory too
                 recorder.fail("failed", f"{type(error).__name__}: {error}")
                 return "failed", str(error)
             recorder.finish({"wall_time_s": time.monotonic() - started, "finished_at": datetime.now(UTC).isoformat()})

@@ -192,11 +192,14 @@ def train(
     """Train one fresh adapter as its config says and measure it along the way; the one loop of the package.
 
     Every run of a study sees the same batches in the same order (they depend on the data and the seed alone), so
-    differences between ranks are not differences between batches. With `record=None` nothing is
-    measured; else it is given the rows of each measurement, and has them safe when it returns.
+    differences between ranks are not differences between batches. With `record=None` nothing is measured; else it is
+    given the rows of each measurement, and has them safe when it returns.
+
+    Step 0 is the control: an adapter that was not trained must have forgotten exactly nothing.
 
     Raises:
         Diverged: the loss, the gradient or a measured number is NaN or infinite.
+        ModelError: the control fails, so no number of this run would mean anything.
     """
     optimizer = make_optimizer(config.optimizer, tuned)
     batches = packed_batches(bench.training, context=config.context, rows=config.batch_size, seed=config.seed)
@@ -210,6 +213,8 @@ def train(
         if record and step in measured_at:
             for role, observed in bench.observed:
                 report = _measure(tuned, observed, step)
+                if step == 0:
+                    _check_control(report)
                 done += observed.tokens
                 record(_rows(report, role=role, step=step, tokens=step * config.batch_tokens))
                 tell(Event(step=step, share=done / work, loss=loss, role=role, report=report))
@@ -225,6 +230,14 @@ def _measure(tuned: Tuned, observed: ObservedBase, step: int) -> ForgettingRepor
         return measure_on(tuned, observed)
     except ModelError as error:
         raise Diverged(f"step {step}: {error}") from error
+
+
+def _check_control(report: ForgettingReport) -> None:
+    if report.sums["kl_base_tuned"].any() or (report.sums["agreement"] != report.count).any():
+        raise ModelError(
+            f"step 0: got forgetting {report.kl_base_tuned.value:.3g} and agreement {report.agreement.value:.6g} "
+            f"before any training, expected exactly 0 and 1, on {report.corpus}"
+        )
 
 
 def _rows(report: ForgettingReport, *, role: Role, step: int, tokens: int) -> list[Row]:
