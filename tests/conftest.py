@@ -5,7 +5,9 @@ import os
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
-install_import_hook(["holdfast.metrics", "holdfast.meter", "holdfast.training"], "beartype.beartype")
+install_import_hook(
+    ["holdfast.metrics", "holdfast.meter", "holdfast.evidence", "holdfast.training"], "beartype.beartype"
+)
 
 from pathlib import Path  # noqa: E402
 
@@ -35,7 +37,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXT * 3, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=CHAT)  # noqa: S106
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=CHAT)
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -75,3 +77,16 @@ def texts(tmp_path: Path) -> tuple[Path, Path]:
         "".join(json.dumps({"text": " ".join(TEXT[i:] + TEXT[: i // 2])}) + "\n" for i in range(len(TEXT)))
     )
     return target, retained
+
+
+@pytest.fixture
+def kelp(texts: tuple[Path, Path]) -> Path:
+    """The retained text alone."""
+    return texts[1]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of its own, in place of the user's."""
+    monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

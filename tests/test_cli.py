@@ -1,12 +1,15 @@
 """The command line as a person or a program uses it: what it prints where, and how it exits."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from holdfast import cli
 
@@ -119,18 +122,50 @@ def test_report_writes_the_page_and_the_figures(
     assert (tmp_path / "figures" / figures[0]).read_bytes().startswith(b"\x89PNG")
 
 
-def test_measure_exits_10_over_the_budget(
-    made: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_measure_writes_what_is_asked_and_exits_10_over_the_budget(
+    made: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = next((made / "runs").glob("*/adapter"))
     arguments = ["measure", str(tiny), str(adapter), "--text", str(made / "kelp.jsonl"), "--dtype", "float32"]
-    code, out, _ = run([*arguments, "--max-forgetting", "1e-9", "--json"], monkeypatch, capsys)
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("html", "parquet", "md")}
+    written = ["--html", str(files["html"]), "--parquet", str(files["parquet"]), "--model-card", str(files["md"])]
+    code, out, _ = run([*arguments, *written, "--max-forgetting", "1e-9", "--json"], monkeypatch, capsys)
     assert code == 10
-    (report,) = json.loads(out)
-    assert report["kl_base_tuned"]["value"] > 1e-9
+    found = json.loads(out)
+    (text,) = found["checkpoints"][0]["texts"]
+    assert text["kl_base_tuned"]["value"] > 1e-9
+    assert found["verdict"] == "over budget"
+    assert "holdfast measure" in files["html"].read_text()
+    sums = pd.read_parquet(files["parquet"])
+    assert sums["kl_base_tuned"].sum() / sums["scored_tokens"].sum() == pytest.approx(text["kl_base_tuned"]["value"])
+    assert "model-index" in files["md"].read_text()
     code, out, _ = run([*arguments, "--max-forgetting", "99"], monkeypatch, capsys)
     assert code == 0
+    assert "within budget" in out
     assert "kelp" in out
+    code, out, _ = run(["measure", *arguments[2:], "--max-forgetting", "99"], monkeypatch, capsys)  # base left out
+    assert code == 0
+
+
+def test_measure_says_of_two_models_which_forgot_more_and_names_what_could_not_be_measured(
+    made: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapters = sorted(made.glob("runs/*/adapter"))[:2]
+    text = ["--text", str(made / "kelp.jsonl"), "--dtype", "float32"]
+    code, out, _ = run(["measure", str(tiny), *map(str, adapters), *text], monkeypatch, capsys)
+    assert code == 0
+    assert "nats per token more than" in out
+    assert "paired by document, p " in out
+    for step in (1, 2):
+        shutil.copytree(adapters[0], tmp_path / f"outputs/checkpoint-{step}")
+    broken = tmp_path / "outputs/checkpoint-1/adapter_model.safetensors"
+    weights = load_file(broken)
+    next(iter(weights.values()))[0, 0] = float("nan")
+    save_file(weights, broken)
+    code, out, _ = run(["measure", str(tmp_path / "outputs"), *text], monkeypatch, capsys)
+    assert code == 4
+    assert "not measured outputs/checkpoint-1" in out
+    assert "NaN" in out
 
 
 def test_a_sweep_with_a_diverged_run_exits_4(
@@ -159,8 +194,8 @@ REFUSED = {
     "no such option": (["fit", "--nothing"], 2, "No such option"),
     "no such command": (["forget"], 2, "No such command"),
     "no such model": (["measure", "absent-model", "a", "--text", "builtin:wikipedia"], 3, "ModelError"),
-    "no such text": (["measure", "builtin:smollm2", "a", "--text", "absent.jsonl"], 3, "DataError"),
-    "no such precision": (["measure", "m", "a", "--text", "t", "--dtype", "float8"], 2, "ConfigError"),
+    "no such text": (["measure", "builtin:smollm2", "builtin:smollm2", "--text", "absent.jsonl"], 3, "DataError"),
+    "no such precision": (["measure", "builtin:smollm2", "builtin:smollm2", "--dtype", "float8"], 2, "ConfigError"),
 }
 
 

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from holdfast.corpora import Corpus, Document, Tokens, measured_blocks, packed_batches, read_corpus, split, tokenise
 from holdfast.errors import DataError
+from holdfast.evidence import KINDS
 from holdfast.models import load_tokenizer
+
+CONVERSATION = [
+    {"role": "system", "content": "Be brief, Ada."},
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "It is 4."},
+    {"role": "user", "content": "And 3 + 3?"},
+    {"role": "assistant", "content": "6, of course."},
+]
 
 
 def corpus(*texts: str) -> Corpus:
@@ -21,25 +30,20 @@ def corpus(*texts: str) -> Corpus:
 
 
 def tokens(lengths: list[int], seed: int = 0) -> list[Tokens]:
-    """Documents whose token ids are all different, every token but the first scored."""
-    start = np.cumsum([0, *lengths])
-    return [Tokens(ids=np.arange(a, b), scored=np.arange(b - a) > 0) for a, b in pairwise(start)]
+    """Documents whose token ids are all different, every token but the first scored, the kind told by the id."""
+    return [
+        Tokens(ids=np.arange(a, b), scored=np.arange(b - a) > 0, kind=(np.arange(a, b) % len(KINDS)).astype(np.int8))
+        for a, b in pairwise(np.cumsum([0, *lengths]))
+    ]
 
 
 def test_only_the_assistant_is_scored(tiny: Path) -> None:
     tokenizer = load_tokenizer(str(tiny))
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "What is 2 + 2?"},
-        {"role": "assistant", "content": "It is 4."},
-        {"role": "user", "content": "And 3 + 3?"},
-        {"role": "assistant", "content": "6, of course."},
-    ]
-    got = tokenise(Document(content={"messages": messages}, place="here"), tokenizer)
+    got = tokenise(Document(content={"messages": CONVERSATION}, place="here"), tokenizer)
     runs = np.split(got.ids, np.flatnonzero(np.diff(got.scored)) + 1)
     texts = [tokenizer.decode(run) for run in runs]
     assert texts[1::2] == ["It is 4.<|im_end|>", "6, of course.<|im_end|>"]
-    assert "".join(texts) == str(tokenizer.apply_chat_template(messages, tokenize=False))
+    assert "".join(texts) == str(tokenizer.apply_chat_template(CONVERSATION, tokenize=False))
 
 
 def test_the_built_in_template_and_answers(tiny: Path) -> None:
@@ -58,18 +62,50 @@ def test_a_completion_is_scored_and_its_prompt_is_not(tiny: Path) -> None:
     assert plain.scored.tolist() == [False] + [True] * (len(plain.ids) - 1)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tiny: Path) -> None:
+def test_the_prompt_is_what_stands_before_the_last_answer_and_is_no_answer(tiny: Path) -> None:
     tokenizer = load_tokenizer(str(tiny))
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['content'] if loop.last else 'removed' }}|{% endfor %}"
-        "{% if add_generation_prompt %}>{% endif %}"
-    )
-    messages = [{"role": role, "content": text} for role, text in [("user", "a"), ("assistant", "b"), ("user", "c")]]
-    with pytest.raises(DataError, match=r"rewrites turn 2.*, at row 7"):
-        tokenise(Document(content={"messages": messages}, place="row 7"), tokenizer)
-    tokenizer.chat_template = None
-    with pytest.raises(DataError, match="no chat template, at row 7"):
-        tokenise(Document(content={"messages": messages}, place="row 7"), tokenizer)
+    document = Document(content={"prompt": "The tide", "completion": " comes in."}, place="here")
+    got, answer = tokenise(document, tokenizer, part="prompt"), tokenise(document, tokenizer)
+    assert tokenizer.decode(got.ids) == "The tide"
+    assert got.scored.tolist() == [False] + [True] * (len(got.ids) - 1)
+    assert np.array_equal(got.kind, answer.kind[: len(got.ids)])
+    document = Document(content={"messages": CONVERSATION}, place="here")
+    got, answer = tokenise(document, tokenizer, part="prompt"), tokenise(document, tokenizer)
+    assert np.array_equal(got.ids, answer.ids[: len(got.ids)])
+    assert got.scored.tolist() == [False, *~answer.scored[1 : len(got.ids)]]
+    assert tokenizer.decode(got.ids).endswith("And 3 + 3?<|im_end|>\n<|im_start|>assistant\n")
+    assert "It is 4." not in tokenizer.decode(got.ids[got.scored])
+    plain = Document(content={"text": "The tide comes in."}, place="here")
+    both = tokenise(plain, tokenizer, part="prompt"), tokenise(plain, tokenizer)
+    assert np.array_equal(both[0].scored, both[1].scored)
+    lone = Document(content={"prompt": "T", "completion": "ide"}, place="row 3")
+    with pytest.raises(DataError, match=r"no token to predict after tokenising.*at row 3"):
+        tokenise(lone, tokenizer, part="prompt")
+
+
+def test_what_the_template_writes_is_a_mark_and_a_message_begins_a_sentence(tiny: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny))
+    got = tokenise(Document(content={"messages": CONVERSATION}, place="here"), tokenizer)
+    runs = np.split(np.arange(len(got.ids)), np.flatnonzero(np.diff(got.kind == KINDS.index("mark"))) + 1)
+    assert [tokenizer.decode(got.ids[run]) for run in runs] == [
+        "<|im_start|>system\n", "Be brief, Ada.", "<|im_end|>\n<|im_start|>user\n", "What is 2 + 2?",
+        "<|im_end|>\n<|im_start|>assistant\n", "It is 4.", "<|im_end|>\n<|im_start|>user\n", "And 3 + 3?",
+        "<|im_end|>\n<|im_start|>assistant\n", "6, of course.", "<|im_end|>\n",
+    ]  # fmt: skip
+    assert tokenizer.decode(got.ids[got.kind == KINDS.index("name")]) == "Ada"
+    assert tokenizer.decode(got.ids[got.kind == KINDS.index("number")]) == "224336"
+
+
+def test_a_tokenizer_without_offsets_knows_no_kinds_and_reads_no_conversations(tiny: Path, tmp_path: Path) -> None:
+    from transformers import BertTokenizerLegacy
+
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "kelp", "grows"]))
+    tokenizer = BertTokenizerLegacy(str(tmp_path / "vocab.txt"))
+    tokenizer.chat_template = load_tokenizer(str(tiny)).chat_template
+    got = tokenise(Document(content={"text": "kelp grows kelp"}, place="here"), tokenizer)
+    assert set(got.kind.tolist()) == {KINDS.index("mark")}
+    with pytest.raises(DataError, match="cannot say which characters a token covers, at row 9"):
+        tokenise(Document(content={"messages": CONVERSATION}, place="row 9"), tokenizer)
 
 
 @settings(deadline=None, max_examples=60)
@@ -110,6 +146,7 @@ def test_the_batch_plan_scores_each_token_once(lengths: list[int], context: int,
         assert block.ids.shape[1] <= context
         for row, column in zip(*np.nonzero(block.document >= 0), strict=True):
             assert block.ids[row, column] in documents[block.document[row, column]].ids
+        assert np.array_equal(block.kind, np.where(block.document < 0, -1, block.ids % len(KINDS)))
 
 
 def test_splitting_depends_on_contents_alone_and_never_overlaps() -> None:
@@ -179,6 +216,9 @@ BAD = {
     "roles.jsonl": ('{"messages": [{"content": "b"}]}\n', "expected texts 'role' and 'content'.*:1"),
     "turns.jsonl": ('{"messages": "hello"}\n', "expected a list of {role, content}.*:1"),
     "not.parquet": ("hello", "cannot be read: .*not.parquet"),
+    "half.jsonl": (r'{"text": "a"}' + "\n" + r'{"text": "b \ud83d c"}', r"half of a surrogate pair \('.ud83d'\).*:2"),
+    "half_turn.jsonl": (r'{"messages": [{"role": "assistant", "content": "\udc00"}]}', "surrogate pair.*:1"),
+    "zeros.raw": ("\0" * 8, "got no title such as ' = Title = '.*zeros.raw:1"),
 }
 
 
@@ -189,6 +229,19 @@ def test_malformed_data_is_named_by_file_and_row(name: str, tmp_path: Path) -> N
     with pytest.raises(DataError, match=message) as caught:
         read_corpus(str(tmp_path / name))
     assert caught.value.exit_code == 3
+
+
+def test_strange_but_whole_text_is_kept(tiny: Path, tmp_path: Path) -> None:
+    """NUL, a byte order mark inside, a whole surrogate pair, private-use and unassigned characters, Windows breaks."""
+    text = "a\0b \ufeff \U0001f600 \ue000 \uffff\r\n\u2028 Ünïcödé " + "x" * 5000
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\r\n")
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    tokenizer = load_tokenizer(str(tiny))
+    for name in ("a.jsonl", "a.txt"):
+        (document,) = read_corpus(str(tmp_path / name)).documents
+        expected = text if name == "a.jsonl" else text.replace("\r\n", "\n")  # of a file, not of a string in it
+        assert document.content == {"text": expected}
+        assert tokenizer.decode(tokenise(document, tokenizer).ids) == expected + "<|end|>"
 
 
 def test_bytes_that_are_not_text_and_files_that_are_not_there(tmp_path: Path) -> None:

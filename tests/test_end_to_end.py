@@ -72,8 +72,9 @@ def test_the_page_and_an_adapter_measured_again(swept: tuple[Path, pd.DataFrame]
     assert published.plan is not None
     assert published.page.read_text().count("<h2") >= 4
     last = table[(table["step"] == 8) & (table["role"] == "retain") & (table["r"] == 8)].iloc[0]
-    reports = holdfast.measure(
-        base="builtin:smollm2", tuned=str(out / last["run"] / "adapter"), texts=["builtin:wikipedia"], context=96,
-        documents=2, dtype=last["dtype"],
-    )  # fmt: skip
-    assert reports["wikipedia"].kl_base_tuned.value == pytest.approx(last["kl_base_tuned"], abs=1e-6)
+    report = holdfast.measure(
+        tuned=str(out / last["run"]), texts=["builtin:wikipedia"], context=96, documents=2, dtype=last["dtype"]
+    )
+    assert report.base == "builtin:smollm2"  # named by the adapter
+    assert report.all_findings() == ()
+    assert report["wikipedia"].kl_base_tuned.value == pytest.approx(last["kl_base_tuned"], abs=1e-6)

@@ -1,12 +1,22 @@
 """Every quantity against naive float64 NumPy, and the properties that make it what it says it is."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.metrics import BaseCache, TokenQuantities, base_cache, token_quantities
+from holdfast.metrics import (
+    BaseCache,
+    BaseStates,
+    Head,
+    TokenQuantities,
+    base_cache,
+    paired_quantities,
+    token_quantities,
+)  # fmt: skip
 
 NAMES = list(TokenQuantities.__dataclass_fields__)
 
@@ -25,6 +35,10 @@ def naive(base: np.ndarray, tuned: np.ndarray, head: np.ndarray, targets: np.nda
         "base_entropy": -(p * ln_p).sum(-1),
         "kl_base_tuned": (p * (ln_p - ln_q)).sum(-1),
         "agreement": z.argmax(-1) == y.argmax(-1),
+        "top": y.argmax(-1),
+        "top_nll": -ln_q.max(-1),
+        "base_top": z.argmax(-1),
+        "base_top_nll": -ln_p.max(-1),
     }
 
 
@@ -111,11 +125,82 @@ def test_direction_of_the_divergence() -> None:
     assert got.base_nll.item() == pytest.approx(-np.log(0.2), abs=1e-6)
 
 
+def paired(
+    base: torch.Tensor, base_head: Head, tuned: torch.Tensor, tuned_head: Head, targets: torch.Tensor
+) -> TokenQuantities:
+    states = BaseStates(hidden=base, head=base_head)
+    return paired_quantities(hidden=tuned, head=tuned_head, base=states, targets=targets)
+
+
+def plain(weight: torch.Tensor) -> Head:
+    return Head(weight=weight, bias=None, softcap=None)
+
+
+@pytest.mark.parametrize("vocabulary", [2, 300, 9001])
+def test_two_heads_equal_naive_float64(vocabulary: int) -> None:
+    """A trained head, a bias and soft-capping: full logits of both models in float64 as logits of unit vectors."""
+    base, tuned, weight, targets = drawn(4, tokens=9, vocabulary=vocabulary, width=16, moved=0.4)
+    other = weight + 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(9))
+    bias = torch.randn(vocabulary, generator=torch.Generator().manual_seed(8))
+    got = paired(base, plain(weight), tuned, Head(weight=other, bias=bias, softcap=5.0), targets)
+    z = base.double() @ weight.double().T
+    y = 5 * ((tuned.double() @ other.double().T + bias.double()) / 5).tanh()
+    ln_p, ln_q = z.log_softmax(-1), y.log_softmax(-1)
+    rows = torch.arange(len(targets))
+    assert torch.allclose(got.kl_base_tuned, (ln_p.exp() * (ln_p - ln_q)).sum(-1), atol=1e-5)
+    assert torch.allclose(got.base_entropy, -(ln_p.exp() * ln_p).sum(-1), atol=1e-5)
+    assert torch.allclose(got.nll, -ln_q[rows, targets], atol=1e-5)
+    assert torch.allclose(got.base_nll, -ln_p[rows, targets], atol=1e-5)
+    assert torch.allclose(got.hard_cross_entropy, -ln_q[rows, z.argmax(-1)], atol=1e-5)
+    assert torch.equal(got.agreement, z.argmax(-1) == y.argmax(-1))
+    assert torch.allclose(got.top_nll, -ln_q.amax(-1), atol=1e-5)
+
+
+def test_with_one_head_both_ways_are_the_same() -> None:
+    base, tuned, weight, targets = drawn(5, tokens=40, vocabulary=3000, width=24, moved=0.3)
+    one, other = measured(base, tuned, weight, targets), paired(base, plain(weight), tuned, plain(weight), targets)
+    for name in NAMES:
+        assert torch.allclose(getattr(one, name).double(), getattr(other, name).double(), atol=1e-5), name
+
+
+@pytest.mark.parametrize("head", [
+    lambda w: Head(weight=w, bias=None, softcap=None), lambda w: Head(weight=w, bias=w[:, 0].clone(), softcap=None),
+    lambda w: Head(weight=w.bfloat16(), bias=None, softcap=30.0),
+])  # fmt: skip
+def test_an_unchanged_model_has_forgotten_exactly_nothing_by_hidden_states_either(head: Callable[..., Head]) -> None:
+    base, _, weight, targets = drawn(6, tokens=30, vocabulary=5000, width=24, moved=0)
+    base = base.to(head(weight).weight.dtype)
+    got = paired(base, head(weight), base.clone(), head(weight.clone()), targets)
+    assert not got.kl_base_tuned.any()
+    assert bool(got.agreement.all())
+
+
+def test_rows_that_only_one_head_has() -> None:
+    """New rows of the tuned head take mass, which counts as moved; rows it lacks are left out of p, renormalised."""
+    base, tuned, weight, targets = drawn(7, tokens=20, vocabulary=50, width=8, moved=0.2)
+    targets = targets % 40
+    for p_rows, q_rows in ((40, 50), (50, 40)):
+        got = paired(base, plain(weight[:p_rows]), tuned, plain(weight[:q_rows]), targets)
+        ln_p = (base.double() @ weight[:40].double().T).log_softmax(-1)
+        ln_q = (tuned.double() @ weight[:q_rows].double().T).log_softmax(-1)[:, :40]
+        assert torch.allclose(got.kl_base_tuned, (ln_p.exp() * (ln_p - ln_q)).sum(-1), atol=1e-5)
+
+
+def test_a_head_is_known_again_by_its_fingerprint() -> None:
+    weight = torch.randn(30, 8)
+    heads = [
+        plain(weight), plain(weight + 1e-6), plain(weight.bfloat16()), plain(weight[:29]),
+        Head(weight=weight, bias=torch.zeros(30), softcap=None), Head(weight=weight, bias=None, softcap=30.0),
+    ]  # fmt: skip
+    assert len({head.fingerprint for head in heads}) == len(heads)
+    assert plain(weight.clone()).fingerprint == plain(weight).fingerprint
+
+
 def test_the_cache_is_one_vector_and_four_numbers_a_token() -> None:
     base, _, head, targets = drawn(2, tokens=5, vocabulary=100, width=16, moved=0)
     cache = base_cache(hidden=base, head=head, targets=targets)
     sizes = [getattr(cache, name).numel() for name in BaseCache.__dataclass_fields__]
-    assert sorted(sizes) == [5, 5, 5, 5 * 16]
+    assert sorted(sizes) == [5, 5, 5, 5, 5 * 16]
 
 
 def test_no_full_logits_exist() -> None:

@@ -1,13 +1,20 @@
-"""A folder of runs becomes a page and figures, whatever became of the runs."""
+"""Runs become a page and figures, measurements a page, a table and a model card, whatever became of them."""
 
+import math
 from pathlib import Path
 
+import huggingface_hub
+import pandas as pd
 import pytest
+from huggingface_hub import EvalResult, ModelCardData
 
+import measured
 from holdfast.config import Adapter, Optimizer, RunConfig, Target
-from holdfast.errors import ResourceError, StoreError
-from holdfast.publishing import publish
+from holdfast.display import visible
+from holdfast.errors import DataError, ResourceError, StoreError
+from holdfast.publishing import publish, publish_measurement
 from holdfast.store import Row, recording
+from pages import PAYLOADS
 
 
 def made(root: Path, *, r: int, end: str = "done", points: int = 6) -> None:
@@ -68,3 +75,111 @@ def test_a_folder_without_runs_or_that_cannot_be_written_is_refused(tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="the report cannot be written"):
         publish(tmp_path / "runs", tmp_path / "file", commands=[])
+
+
+def published(report, folder, **about):
+    files = {"html": folder / "page.html", "parquet": folder / "sums.parquet", "model_card": folder / "README.md"}
+    publish_measurement(report, **files | {"max_forgetting": 0.1, "commands": ["holdfast measure a b"]} | about)
+    return files
+
+
+def test_a_measurement_becomes_a_page_that_says_where_its_numbers_come_from(tmp_path: Path) -> None:
+    page = published(measured.trajectory(), tmp_path / "new" / "folder")["html"].read_text(encoding="utf-8")
+    for part in ("holdfast measure a b", "versions / torch", "2.13.0", "float32", "512 tokens",
+                 "cached vectors, merged",
+                 "What outputs/checkpoint-100 to outputs/checkpoint-500 forgot of builtin:smollm2"):  # fmt: skip
+        assert part in page
+    assert not list((tmp_path / "new" / "folder").glob(".*"))
+
+
+def test_every_mean_is_a_ratio_of_column_sums_of_the_table(tmp_path: Path) -> None:
+    report = measured.trajectory()
+    table = pd.read_parquet(published(report, tmp_path)["parquet"])
+    assert len(table) == sum(len(text.places) for _, text in report.rows())
+    for point, text in report.rows():
+        of = table[(table["tuned"] == point.name) & (table["corpus"] == text.corpus)]
+        assert (of["step"] == point.step).all()
+        assert of["document"].tolist() == list(text.places)
+        for quantity in ("kl_base_tuned", "agreement", "nll", "hard_cross_entropy"):
+            assert of[quantity].sum() / of["scored_tokens"].sum() == text.estimate(quantity).value
+        excess = (of["nll"].sum() - of["base_nll"].sum()) / of["scored_tokens"].sum()
+        assert excess == pytest.approx(text.excess_nll.value, rel=1e-9)
+
+
+def test_a_model_card_has_forgetting_and_agreement_of_the_last_checkpoint_on_each_text(tmp_path: Path) -> None:
+    report = measured.trajectory()
+    metadata = huggingface_hub.metadata_load(published(report, tmp_path)["model_card"])
+    results = ModelCardData(**metadata).eval_results
+    assert [(result.dataset_name, result.metric_type) for result in results] == [
+        (text, metric) for text in ("wikipedia", "code") for metric in ("kl_base_tuned", "agreement")
+    ]
+    assert metadata["model-index"][0]["name"] == "outputs/checkpoint-500"
+    for result in results:
+        estimate = report[result.dataset_name].estimate(result.metric_type)
+        assert result.metric_value == estimate.value
+        assert result.metric_args["interval_95"] == list(estimate.interval())
+        assert result.metric_args["documents"] == 40
+        assert "nats per token" in result.metric_name or "share of tokens" in result.metric_name
+
+
+def test_one_document_has_no_interval_on_a_model_card(tmp_path: Path) -> None:
+    card = published(measured.report(measured.checkpoint(measured.corpus(documents=1))), tmp_path)["model_card"]
+    (result,) = huggingface_hub.metadata_load(card)["model-index"][0]["results"]
+    assert {metric["args"]["documents"] for metric in result["metrics"]} == {1}
+    assert not any("stderr" in metric["args"] or math.isnan(metric["value"]) for metric in result["metrics"])
+
+
+def test_a_model_card_that_is_there_keeps_all_else_it_says(tmp_path: Path) -> None:
+    card, report = tmp_path / "README.md", measured.report(measured.checkpoint(measured.corpus(documents=2)))
+    own = ModelCardData(
+        license="mit", base_model="org/base", model_name="mine",
+        eval_results=[EvalResult(task_type="text-generation", dataset_type="gsm8k", dataset_name="GSM8K",
+                                 metric_type="accuracy", metric_value=0.5)],
+    )  # fmt: skip
+    card.write_text(f"---\n{own.to_yaml()}\n---\n# Mine\n\nWords with `---` in them.\n")
+    for _ in range(2):  # measuring again replaces what was measured
+        published(report, tmp_path)
+        metadata = huggingface_hub.metadata_load(card)
+        assert (metadata["license"], metadata["base_model"]) == ("mit", "org/base")
+        (index,) = metadata["model-index"]
+        assert index["name"] == "mine"
+        found = [(r["dataset"]["name"], metric["type"]) for r in index["results"] for metric in r["metrics"]]
+        assert found == [("GSM8K", "accuracy"), ("wikipedia", "kl_base_tuned"), ("wikipedia", "agreement")]
+        assert card.read_text().endswith("---\n# Mine\n\nWords with `---` in them.\n")
+    card.write_text("# Words alone\n")
+    published(report, tmp_path)
+    assert huggingface_hub.metadata_load(card)["model-index"][0]["name"] == "4f1c/adapter"
+    assert card.read_text().endswith("# Words alone\n")
+    card.write_text("---\na: [\n---\n")
+    with pytest.raises(DataError, match=r"(?s)got a model card that cannot be read .*README\.md"):
+        published(report, tmp_path)
+    assert card.read_text() == "---\na: [\n---\n"
+
+
+@pytest.mark.parametrize("payload", [*PAYLOADS, "a\n---\nb: c", "---", "key: value", "- item", "'\"#|>&*!%@`"])
+def test_a_model_card_holds_any_name_as_it_is_shown(payload: str, tmp_path: Path) -> None:
+    named = measured.checkpoint(measured.corpus(documents=2, quote=lambda text: f"{text}{payload}"), name=payload)
+    publish_measurement(
+        measured.report(named), html=None, parquet=None, model_card=tmp_path / "card.md", max_forgetting=None,
+        commands=[],
+    )  # fmt: skip
+    (index,) = huggingface_hub.metadata_load(tmp_path / "card.md")["model-index"]
+    assert index["name"] == visible("/".join(payload.rstrip("/").split("/")[-2:]))
+    assert index["results"][0]["dataset"]["name"] == visible(f"wikipedia{payload}")
+
+
+def test_without_a_measured_checkpoint_there_is_a_page_and_a_refusal_of_the_rest(tmp_path: Path) -> None:
+    nothing = measured.report(
+        measured.checkpoint(name="a", failure="why"), measured.checkpoint(name="b", failure="not")
+    )
+    with pytest.raises(DataError, match=r"got no checkpoint that could be measured, expected one, for .*sums\.parquet"):
+        published(nothing, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_measurement_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for part in ("html", "parquet", "model_card"):
+        asked = dict.fromkeys(("html", "parquet", "model_card")) | {part: tmp_path / "file" / "x"}
+        with pytest.raises(ResourceError, match="what was measured cannot be written"):
+            published(measured.report(measured.checkpoint(measured.corpus(documents=2))), tmp_path, **asked)

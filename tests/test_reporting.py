@@ -1,12 +1,8 @@
 """Every number on the page comes from the rows, no text on it can act, and it asks nothing of anyone."""
 
-import base64
 import dataclasses
-import hashlib
-import html.parser
 import json
 import math
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -15,76 +11,11 @@ import pytest
 from holdfast import laws, planning, reporting
 from holdfast.display import visible
 from holdfast.stats import Estimate, rounded
+from pages import PAYLOADS, Page, chromium, watched
 from simulated import study
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = [f"--disable-{part}" for part in ("gpu", "sync", "component-update", "background-networking")]
 COMMANDS = ["holdfast sweep study.yaml", "holdfast report runs --max-forgetting 0.5"]
 PROVENANCE = {"versions": {"torch": "2.13.0"}, "threads": 2, "fingerprints": {"wikipedia": "sha256:0f"}}
-
-PAYLOADS = (
-    "</script><script>alert(1)</script>", "</SCRIPT ><svg/onload=alert(1)>", '"><img src=x onerror=alert(1)>',
-    "'><img src=x onerror=alert(1)>", "<img src='http://holdfast.invalid/leak.png'>", "<!--<script>", "--><b>",
-    "<!--", "]]><b>", "</title><h1>", "</style><style>*{display:none}</style>", "</pre></bdi></table>",
-    "</noscript><iframe src=javascript:alert(1)>", "<a href=javascript:alert(1)>x</a>", "javascript:alert(1)",
-    "<math><mi//xlink:href='data:x,<script>alert(1)</script>'>",
-    "<meta http-equiv=refresh content='0;url=http://holdfast.invalid/'>", "<base href=http://holdfast.invalid/>",
-    "<link rel=stylesheet href=http://holdfast.invalid/x.css>",
-    "<form action=http://holdfast.invalid/><input autofocus onfocus=alert(1)>",
-    "{{ 7 * 7 }}{% include '/etc/passwd' %}", "${alert(1)}`${alert(1)}`",
-    "\\u003cscript\\u003ealert(1)\\u003c/script\\u003e", "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#60;b&#62;",
-    "a\u2028alert(1)\u2029b", "0.1 \u202e9.0\u202c \u2066x\u2069 \u200f", "\x00\x1b[2J\x1b]0;x\x07\x85\r\n",
-    "[bold red]markup[/bold red]", "lone \ud800 surrogate", "\U0001f9a6 \u05d0\u05d1 \u0639\u0631\u0628 e\u0301",
-)  # fmt: skip
-
-
-class Page(html.parser.HTMLParser):
-    """What a browser would make of it: elements with attributes, scripts and styles, words, and tables by section."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.codes, self.words, self.grids = [], {"script": [], "style": []}, "", {}
-        self._code, self._section, self._cell, self._note = None, None, None, False
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag in self.codes:
-            self._code = self.codes[tag]
-            self._code.append("")
-        elif tag == "section":
-            self._section = self.grids.setdefault(dict(attrs)["id"], [])
-        elif tag == "table":
-            self._section.append([])
-        elif tag == "tr":
-            self._section[-1].append([])
-        elif tag in {"td", "th"}:
-            self._cell = ["", ""]
-            self._section[-1][-1].append(self._cell)
-        elif tag == "small":
-            self._note = True
-
-    def handle_endtag(self, tag):
-        self._code = None if tag in self.codes else self._code
-        self._cell = None if tag in {"td", "th"} else self._cell
-        self._note = self._note and tag != "small"
-
-    def handle_data(self, data):
-        if self._code is not None:
-            self._code[-1] += data
-            return
-        self.words += data
-        if self._cell is not None:
-            self._cell[self._note] += data
-
-    def count(self, tag):
-        return sum(name == tag for name, _ in self.elements)
-
-    def grid(self, section, number=0):
-        """Rows of a table below its head, as {column: (value, note)}."""
-        head, *rows = self.grids[section][number]
-        return [{name[0]: tuple(cell) for name, cell in zip(head, row, strict=True)} for row in rows]
 
 
 def failed(run="f" * 12, state="failed", reason="out of memory at step 3", **about):
@@ -282,19 +213,6 @@ def test_figures_hold_every_measurement_and_say_which_the_fits_used(page, table,
         assert sum(row["in_fit"] for row in marks) == fitted.lines["kl_base_tuned"].n_points
 
 
-def test_the_policy_names_what_is_in_the_page_and_nothing_else(page):
-    (policy,) = [
-        attrs["content"] for tag, attrs in page.elements if attrs.get("http-equiv") == "Content-Security-Policy"
-    ]
-    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
-    assert rules["default-src"] == "'none'"
-    (style,), script = page.codes["style"], page.codes["script"][-1]
-    for rule, code in (("style-src", style), ("script-src", script)):
-        assert rules[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
-    assert "unsafe" not in policy
-    assert not any("style" in attrs for tag, attrs in page.elements)
-
-
 def test_the_same_study_makes_the_same_page_byte_for_byte(table, fitted, planned, text):
     again = table.sample(frac=1, random_state=1)
     assert write(again, fitted, planned) == text
@@ -340,24 +258,8 @@ def test_hostile_text_is_shown_and_does_nothing(payload):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser test")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: no browser test")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *QUIET])
-        yield chromium
-        chromium.close()
-
-
-def watched(browser, file, **settings):
-    """The page opened, and all it said, asked for or raised."""
-    page, heard = browser.new_context(**settings).new_page(), []
-    page.on("console", lambda message: heard.append(("console", message.text)))
-    page.on("pageerror", lambda error: heard.append(("error", str(error))))
-    page.on("dialog", lambda dialog: (heard.append(("dialog", dialog.message)), dialog.dismiss()))
-    page.on("request", lambda request: request.url == file.as_uri() or heard.append(("request", request.url)))
-    page.goto(file.as_uri())
-    return page, heard
+    with chromium() as opened:
+        yield opened
 
 
 def test_a_hostile_page_draws_its_figures_and_is_silent(browser, tmp_path, table):

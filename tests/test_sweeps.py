@@ -70,11 +70,10 @@ def test_a_run_folder_is_complete(study: Path, tmp_path: Path) -> None:
         assert names == {"config.json", "provenance.json", "records.jsonl", "adapter", "done.json"}
         assert {"versions", "platform", "fingerprints", "trainable_params", "threads"} <= run.provenance.keys()
         assert {"weights", "training", "target:sums", "retain:kelp"} == run.provenance["fingerprints"].keys()
-        (table,) = (holdfast.measure(
-            base=run.config.model, tuned=str(run.folder / "adapter"), texts=run.config.retain, context=48, documents=4,
+        report = holdfast.measure(
+            base=run.config.model, tuned=str(run.folder), texts=run.config.retain, context=48, documents=4,
             dtype="float32",
-        ).values(),)  # fmt: skip
-        (report,) = table
+        )["kelp"]  # fmt: skip
         last = [row for row in run.rows if row.step == 6 and row.quantity == "kl_base_tuned" and row.role == "retain"]
         assert report.kl_base_tuned.value == pytest.approx(last[0].value, abs=1e-7)
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast import models, training
+from holdfast import adapters, models, training
 from holdfast.config import Adapter, Measure, Optimizer, RunConfig, Target
 from holdfast.corpora import packed_batches
 from holdfast.errors import ModelError
@@ -37,7 +37,7 @@ def bench_of(config: RunConfig) -> Workbench:
 
 def trained(config: RunConfig, rows: list[Row] | None = None) -> tuple[dict[str, torch.Tensor], list[Event]]:
     bench = bench_of(config)
-    tuned = models.attach_adapter(bench.base, config.adapter, seed=config.seed)
+    tuned = adapters.attach_adapter(bench.base, config.adapter, seed=config.seed)
     events: list[Event] = []
     training.train(tuned, config, bench, record=None if rows is None else rows.extend, tell=events.append)
     return {name: p.detach().clone() for name, p in tuned.named_parameters() if p.requires_grad}, events
@@ -65,7 +65,7 @@ def test_the_loss_and_its_gradient_are_cross_entropys(seed: int, tokens: int, vo
 def test_a_batchs_loss_is_the_models_own_on_the_scored_tokens(config: RunConfig) -> None:
     """Against transformers' whole forward pass, one document at a time."""
     bench = bench_of(config)
-    tuned = models.attach_adapter(bench.base, config.adapter, seed=0)
+    tuned = adapters.attach_adapter(bench.base, config.adapter, seed=0)
     tuned.eval()
     block = next(packed_batches(bench.training, context=48, rows=2, seed=1))
     expected, scored = 0.0, 0
@@ -118,7 +118,7 @@ def test_a_run_whose_control_fails_ends_before_it_trains(config: RunConfig) -> N
     bench = bench_of(config)
     with torch.no_grad():
         next(bench.base.parameters()).mul_(1.01)
-    tuned = models.attach_adapter(bench.base, config.adapter, seed=0)
+    tuned = adapters.attach_adapter(bench.base, config.adapter, seed=0)
     rows: list[Row] = []
     with pytest.raises(ModelError, match=r"step 0: got forgetting .* before any training, expected exactly 0 and 1"):
         training.train(tuned, config, bench, record=rows.extend)
@@ -144,13 +144,13 @@ def test_accumulated_micro_batches_are_one_batch(config: RunConfig) -> None:
 def test_both_optimisers_learn_and_leave_the_base_alone(name: str, config: RunConfig) -> None:
     bench = bench_of(config)
     before = models.weights_fingerprint(bench.base)
-    tuned = models.attach_adapter(bench.base, Adapter(r=4), seed=0)
+    tuned = adapters.attach_adapter(bench.base, Adapter(r=4), seed=0)
     rule = Optimizer.model_validate({"name": name, "learning_rate": 1e-2})
     events: list[Event] = []
     training.train(tuned, changed(config, steps=30, optimizer=rule), bench, record=None, tell=events.append)
     losses = [event.loss for event in events]
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
-    assert models.weights_fingerprint(models.detach_adapter(tuned)) == before
+    assert models.weights_fingerprint(adapters.detach_adapter(tuned)) == before
 
 
 def test_learning_rate_schedules() -> None:
@@ -165,7 +165,7 @@ def test_learning_rate_schedules() -> None:
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_moves_nothing(config: RunConfig) -> None:
     bench = bench_of(config)
-    tuned = models.attach_adapter(bench.base, Adapter(r=4), seed=0)
+    tuned = adapters.attach_adapter(bench.base, Adapter(r=4), seed=0)
     optimizer = training.make_optimizer(config.optimizer, tuned)
     blocks = list(islice(packed_batches(bench.training, context=48, rows=2, seed=1), 2))
     training.update(tuned, optimizer, blocks[:1], config, 0)

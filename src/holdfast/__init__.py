@@ -14,8 +14,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from holdfast.audit import measure
+    from holdfast.forgetting import ForgettingReport
     from holdfast.laws import Fit, Laws, fit
-    from holdfast.meter import ForgettingReport, measure
     from holdfast.planning import Plan, plan
     from holdfast.reporting import report
     from holdfast.stats import Estimate
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 _HOME = {
     "Estimate": "stats",
     "Fit": "laws",
-    "ForgettingReport": "meter",
+    "ForgettingReport": "forgetting",
     "Laws": "laws",
     "Plan": "planning",
     "fit": "laws",
-    "measure": "meter",
+    "measure": "audit",
     "plan": "planning",
     "report": "reporting",
     "sweep": "sweeps",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.errors import ConfigError, HoldfastError
+from holdfast.errors import HoldfastError
 
 app = typer.Typer(
     help="Measure, predict and control what a language model forgets when it is fine-tuned.",
@@ -146,30 +146,55 @@ def report(
 
 @app.command()
 def measure(
-    base: Annotated[str, typer.Argument(help="Untuned model: builtin:smollm2, a hub id, or a folder.")],
-    tuned: Annotated[str, typer.Argument(help="PEFT adapter folder trained on it.")],
-    text: Annotated[list[str], typer.Option("--text", help="Text to measure on; repeatable.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[BASE] TUNED...",
+            help="The untuned model, unless the adapters name it; then adapters, models or a folder of checkpoint-*.",
+        ),
+    ],
+    text: Annotated[
+        list[str] | None, typer.Option(help="What must not be forgotten; repeatable. `self`: sampled from the base.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="The fine-tuning data, to measure on its prompts too.")] = None,
+    quantised: Annotated[
+        str | None,
+        typer.Option("--quantised", "--quantized", help="What the tuned models stand on: 4bit, 8bit, a model."),
+    ] = None,
     context: Annotated[int, typer.Option(min=8, help="Tokens in a window.")] = 512,
     documents: Annotated[int | None, typer.Option(min=2, help="Documents per text; default all.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    precision: Annotated[
+        float | None, typer.Option(help="Read each text only until the 95 % interval is ± this, nats per token.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32 (exact to 0.00001 nats).")] = "auto",
     device: Device = "auto",
     max_forgetting: Budget = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write the sums per document.")] = None,
+    model_card: Annotated[Path | None, typer.Option(help="Write metadata for a model card.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What a fine-tuned adapter forgot of its base, in nats per token with an interval. Exit code 10 over the budget.
+    """What fine-tuned models forgot of their base, where, and how sure that is. Exit code 10 over the budget.
 
     Example: `holdfast measure builtin:smollm2 demo/runs/RUN/adapter --text builtin:wikipedia --max-forgetting 0.1`
     """
-    from holdfast import meter, terminal
+    from holdfast import audit, publishing, terminal
 
-    if dtype not in ("auto", "bfloat16", "float32"):
-        raise ConfigError(f"got {dtype!r}, expected auto, bfloat16 or float32, at --dtype")
-    reports = meter.measure(
-        base=base, tuned=tuned, texts=text, context=context, documents=documents, dtype=dtype, device=device
+    base, tuned = audit.base_and_tuned(models)
+    with terminal.MeasureProgress() as tell:
+        report = audit.measure(
+            base=base, tuned=tuned, texts=text or ["builtin:wikipedia"], task=task, quantised=quantised,
+            context=context, documents=documents, precision=precision, dtype=dtype, device=device, tell=tell,
+        )  # fmt: skip
+    publishing.publish_measurement(
+        report, html=html, parquet=parquet, model_card=model_card, max_forgetting=max_forgetting, commands=[_typed()]
     )
-    _print_json([r.to_dict() for r in reports.values()]) if as_json else terminal.show_forgetting(reports.values())
-    if max_forgetting is not None and any(r.kl_base_tuned.value > max_forgetting for r in reports.values()):
+    verdict = {"verdict": report.verdict(max_forgetting), "max_forgetting": max_forgetting}
+    _print_json(report.to_dict() | verdict) if as_json else terminal.show_measurement(report, max_forgetting)
+    if verdict["verdict"] == "over budget":
         raise typer.Exit(10)
+    if any(checkpoint.failure for checkpoint in report.checkpoints):
+        raise typer.Exit(4)
 
 
 @app.command()

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Int8
 
-from holdfast import builtin
+from holdfast import builtin, chats, wikitext
 from holdfast.errors import DataError
+from holdfast.kinds import token_kinds, without_template
 from holdfast.models import Tokenizer
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt")
+Part = Literal["answer", "prompt"]
+"""Which tokens of a document are to be predicted: what the model is to say, or what it is given before that."""
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt", *wikitext.SUFFIXES)
 _FORMATS = "a column 'text', columns 'prompt' and 'completion', or a column 'messages'"
 
 
@@ -69,12 +74,13 @@ class Corpus:
 class Tokens:
     """A document as tokens.
 
-    `scored[t]` says whether token t is one to be predicted: never the first; of a prompt and completion only the
-    completion; of a conversation only what the assistant says, its end-of-turn mark included.
+    `scored[t]` says whether token t is one to be predicted, see `tokenise`; `kind[t]` is an index into
+    `evidence.KINDS`, see `kinds.token_kinds`.
     """
 
     ids: Int[np.ndarray, " t"]
     scored: Bool[np.ndarray, " t"]
+    kind: Int8[np.ndarray, " t"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +88,15 @@ class Block:
     """A batch of rows of tokens for one forward pass.
 
     Position t predicts token t+1 of the same row, so `scored[:, 0]` is always False. `positions` restart at 0 with each
-    document; `document` says which document of the corpus a token belongs to (-1: padding).
+    document; `document` says which document of the corpus a token belongs to and `kind` of which kind it is (-1:
+    padding). Only a measurement asks for kinds: in a training batch all are -1.
     """
 
     ids: Int[np.ndarray, "b t"]
     scored: Bool[np.ndarray, "b t"]
     positions: Int[np.ndarray, "b t"]
     document: Int[np.ndarray, "b t"]
+    kind: Int8[np.ndarray, "b t"]
 
 
 def read_corpus(spec: str) -> Corpus:
@@ -96,22 +104,31 @@ def read_corpus(spec: str) -> Corpus:
 
     A spec is `builtin:name`, a `.jsonl[.gz]`, `.parquet` or `.txt` path, a folder of them, or
     `org/name[:config][@split]` from the hub (split `train` unless named). A `.txt` file is one document. Column
-    formats are TRL's.
+    formats are TRL's. WikiText, as a `.raw` or `.tokens` file or from the hub, has a document per article, with its
+    own spacing and line breaks; `wikitext` alone is the test set of WikiText-103.
 
     Raises:
         DataError: nothing there, an unreadable row, or no known columns; the message names file and row.
     """
     if spec.startswith(builtin.PREFIX):
-        return _corpus(spec.removeprefix(builtin.PREFIX), _file_rows(builtin.text_path(spec)), spec)
+        path = builtin.text_path(spec)  # whose place is its name, not that of a file inside the package
+        rows = ((place.replace(str(path), spec), row) for place, row in _file_rows(path))
+        return _corpus(spec.removeprefix(builtin.PREFIX), rows, spec)
     path = Path(spec)
     if path.is_dir():
         paths = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
         return _corpus(path.resolve().name, (row for p in paths for row in _file_rows(p)), spec)
     if path.is_file():
-        return _corpus(path.name.split(".")[0], _file_rows(path), spec)
+        is_wikitext = path.name.endswith(wikitext.SUFFIXES)
+        return _corpus(wikitext.NAME if is_wikitext else path.name.split(".")[0], _file_rows(path), spec)
     if path.name.endswith(SUFFIXES) or spec.startswith((".", "/", "~")):
         raise DataError(f"got {spec!r}, expected a file or folder there, at {path.resolve()}")
-    return _corpus(spec.partition("@")[0].partition(":")[0].split("/")[-1], _hub_rows(spec), spec)
+    name = spec.partition("@")[0].partition(":")[0].split("/")[-1]
+    if name == wikitext.NAME:
+        spec = wikitext.HUB if spec == name else spec
+        lines = (str(row.get("text") or wikitext.EMPTY_LINE) for _, row in _hub_rows(spec))
+        return _corpus(name, _articles(lines, f"{spec}, row "), spec)
+    return _corpus(name, _hub_rows(spec), spec)
 
 
 def _corpus(name: str, rows: Iterator[tuple[str, Mapping[str, Any]]], spec: str) -> Corpus:
@@ -132,7 +149,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 yield f"{path}, row {index}", {str(key): value for key, value in record.items()}
             return
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         bad = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"got bytes that are not UTF-8, expected UTF-8 text, at {path}:{bad}") from error
@@ -140,6 +157,9 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise DataError(f"cannot be read: {error}, at {path}") from error
     if path.suffix == ".txt":
         yield str(path), {"text": text}
+        return
+    if path.suffix in wikitext.SUFFIXES:
+        yield from _articles(io.StringIO(text, newline="\n"), f"{path}:")
         return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -151,6 +171,15 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if not isinstance(row, dict):
             raise DataError(f"got a {type(row).__name__}, expected an object, at {path}:{number}")
         yield f"{path}:{number}", row
+
+
+def _articles(lines: Iterable[str], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, row) for each article of WikiText; `where` and a line's number is its place."""
+    found = wikitext.articles(list(lines))
+    if not found:
+        raise DataError(f"got no title such as ' = Title = ' between empty lines, expected WikiText, at {where}1")
+    for number, text in found:
+        yield f"{where}{number}", {"text": text}
 
 
 def _hub_rows(spec: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -170,6 +199,17 @@ def _hub_rows(spec: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _document(row: Mapping[str, Any], place: str) -> Document:
     """One row, reduced to the columns of its format and checked."""
+    document = _of_known_format(row, place)
+    try:
+        json.dumps(document.content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"got half of a surrogate pair ({error.object[error.start]!a}), expected whole characters, at {place}"
+        ) from error
+    return document
+
+
+def _of_known_format(row: Mapping[str, Any], place: str) -> Document:
     if "messages" in row:
         messages = row["messages"]
         messages = messages.tolist() if isinstance(messages, np.ndarray) else messages
@@ -216,57 +256,76 @@ def split(corpus: Corpus, *, held_out: int) -> tuple[Corpus, Corpus]:
     )
 
 
-def tokenise(document: Document, tokenizer: Tokenizer) -> Tokens:
-    """A document as tokens with its loss mask; see `Tokens`. A text or completion ends with the end-of-sequence token.
+def tokenise(document: Document, tokenizer: Tokenizer, *, part: Part = "answer") -> Tokens:
+    """A document as tokens, with which of them are scored and of which kind each is.
+
+    The answer is all of a plain text; of a prompt and completion the completion; of a conversation what the assistant
+    says, its end-of-turn marks included. A text or completion ends with the end-of-sequence token. The prompt is what
+    stands before the last answer and is no answer; the tokens end there. A plain text is its own prompt. The first
+    token is never scored.
 
     Conversations pass through the tokenizer's chat template. The assistant's tokens are found by rendering the
     conversation up to and through each answer and taking the characters in between, so no marks in the template are
-    needed.
+    needed. Every token of a tokenizer that cannot say which characters a token covers is a `mark`.
 
     Raises:
-        DataError: no chat template, a template that rewrites earlier turns, or nothing left to predict.
+        DataError: no chat template, a template that rewrites earlier turns, a conversation for a tokenizer without
+            character offsets, or nothing left to predict.
     """
-    if document.format == "messages":
-        text, spans = _render_chat(document, tokenizer)
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
-        starts, ends = np.asarray(encoded["offset_mapping"]).reshape(-1, 2).T
-        scored = np.zeros(len(ids), dtype=bool)
-        for low, high in spans:
-            scored |= (starts < high) & (ends > low)
-    else:
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        prompt = tokenizer(document.content["prompt"])["input_ids"] if document.format == "prompt" else []
-        answer = document.content["completion" if document.format == "prompt" else "text"]
-        rest = tokenizer(answer, add_special_tokens=not prompt)["input_ids"] + end
-        ids = np.asarray(prompt + rest, dtype=np.int64)
-        scored = np.arange(len(ids)) >= len(prompt)
+    encode = _encode_chat if document.format == "messages" else _encode
+    ids, answer, kind = encode(document, tokenizer)
+    scored = answer
+    if part == "prompt" and document.format != "text":
+        last = np.flatnonzero(np.diff(answer, prepend=False) & answer)[-1:]  # where the last answer begins
+        ids, kind, scored = (column[: int(last.sum())] for column in (ids, kind, ~answer))
     if len(ids):
         scored[0] = False  # nothing stands before it to predict it from
     if not scored.any():
         raise DataError(f"got no token to predict after tokenising, expected at least one, at {document.place}")
-    return Tokens(ids=ids, scored=scored)
+    return Tokens(ids=ids, scored=scored, kind=kind)
 
 
-def _render_chat(document: Document, tokenizer: Tokenizer) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation as the template writes it, and the character ranges the assistant wrote."""
-    if tokenizer.chat_template is None:
-        raise DataError(f"got a conversation, but the model's tokenizer has no chat template, at {document.place}")
-    messages = list(document.content["messages"])
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = str(tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True))
-        through = str(tokenizer.apply_chat_template(messages[: index + 1], tokenize=False))
-        if not (text.startswith(through) and through.startswith(before)):
-            raise DataError(
-                f"got a chat template that rewrites turn {index + 1} when later turns follow, expected one that only "
-                f"appends; split the conversation into one answer a row, at {document.place}"
-            )
-        spans.append((len(before), len(through.rstrip())))
-    return text, spans
+def _encode(document: Document, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, answer, kind) of a plain text, or of a prompt and its completion, each cut into tokens by itself."""
+    given, rest = document.content.get("prompt", ""), document.content.get("completion", document.content.get("text"))
+    prompt, prompt_spans = _cut(given, tokenizer, add_special_tokens=bool(given))
+    answer, answer_spans = _cut(rest, tokenizer, add_special_tokens=not len(prompt))
+    end = np.array([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id], dtype=np.int64)
+    ids = np.concatenate([prompt, answer, end])
+    spans = np.concatenate([prompt_spans, answer_spans + len(given), np.zeros((len(end), 2), dtype=np.int64)])
+    return ids, np.arange(len(ids)) >= len(prompt), _kinds(given + rest, ids, spans, tokenizer)
+
+
+def _encode_chat(document: Document, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(ids, answer, kind) of a conversation."""
+    chat = chats.render(document.content["messages"], tokenizer, place=document.place)
+    if not tokenizer.is_fast:
+        raise DataError(
+            "got a conversation, but the model's tokenizer cannot say which characters a token covers, at "
+            f"{document.place}"
+        )
+    ids, spans = _cut(chat.text, tokenizer, add_special_tokens=False)
+    answer = np.zeros(len(ids), dtype=bool)
+    for low, high in chat.answers:
+        answer |= (spans[:, 0] < high) & (spans[:, 1] > low)
+    text, spans = without_template(chat.text, spans, (*chat.answers, *chat.others))
+    return ids, answer, _kinds(text, ids, spans, tokenizer)
+
+
+def _cut(text: str, tokenizer: Tokenizer, *, add_special_tokens: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, spans): the tokens of a text, and which characters each covers, none where the tokenizer cannot say."""
+    encoded = tokenizer(
+        text, add_special_tokens=add_special_tokens, return_offsets_mapping=tokenizer.is_fast, verbose=False
+    )
+    ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+    spans = encoded["offset_mapping"] if tokenizer.is_fast else np.zeros((len(ids), 2))
+    return ids, np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+
+
+def _kinds(text: str, ids: np.ndarray, spans: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """The kinds of tokens, special ones marks wherever they come from."""
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    return token_kinds(text, np.where(np.isin(ids, list(special))[:, None], 0, spans))
 
 
 def packed_batches(documents: Sequence[Tokens], *, context: int, rows: int, seed: int) -> Iterator[Block]:
@@ -297,6 +356,7 @@ def packed_batches(documents: Sequence[Tokens], *, context: int, rows: int, seed
             scored=block_scored,
             positions=block_positions - lead,
             document=np.zeros((rows, context), dtype=np.int64),
+            kind=np.full((rows, context), -1, dtype=np.int8),
         )
         ids, scored, positions = ids[size:], scored[size:], positions[size:]
 
@@ -309,27 +369,29 @@ def measured_blocks(documents: Sequence[Tokens], *, context: int, tokens: int) -
     predict are left out.
     """
     windows = [
-        (index, document.ids[start : start + context], document.scored[start : start + context])
+        (index, document, slice(start, start + context))
         for index, document in enumerate(documents)
         for start in range(0, len(document.ids), context)
+        if document.scored[start + 1 : start + context].any()
     ]
-    windows = [window for window in windows if window[2][1:].any()]
-    windows.sort(key=lambda window: len(window[1]))
+    windows.sort(key=lambda window: len(window[1].ids[window[2]]))
     blocks: list[Block] = []
     while windows:
-        width = len(windows[-1][1])
+        _, longest, cut = windows[-1]
+        width = len(longest.ids[cut])
         rows = max(1, tokens // width)
         blocks.append(_padded(windows[-rows:], width))
         windows = windows[:-rows]
     return blocks
 
 
-def _padded(windows: Sequence[tuple[int, np.ndarray, np.ndarray]], width: int) -> Block:
+def _padded(windows: Sequence[tuple[int, Tokens, slice]], width: int) -> Block:
     shape = (len(windows), width)
     ids, document = np.zeros(shape, dtype=np.int64), np.full(shape, -1)
-    scored = np.zeros(shape, dtype=bool)
-    for row, (index, window, mask) in enumerate(windows):
-        ids[row, : len(window)] = window
-        scored[row, 1 : len(window)] = mask[1:]
-        document[row, : len(window)] = index
-    return Block(ids=ids, scored=scored, positions=np.tile(np.arange(width), (shape[0], 1)), document=document)
+    scored, kind = np.zeros(shape, dtype=bool), np.full(shape, -1, dtype=np.int8)
+    for row, (index, tokens, cut) in enumerate(windows):
+        length = len(tokens.ids[cut])
+        ids[row, :length], kind[row, :length], document[row, :length] = tokens.ids[cut], tokens.kind[cut], index
+        scored[row, 1:length] = tokens.scored[cut][1:]
+    positions = np.tile(np.arange(width), (shape[0], 1))
+    return Block(ids=ids, scored=scored, positions=positions, document=document, kind=kind)

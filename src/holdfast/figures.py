@@ -29,6 +29,9 @@ LABELS = {
 }
 """What each quantity that can be drawn is called on an axis."""
 
+Chart = alt.LayerChart
+"""What every figure is."""
+
 UNIT = "nats per token"
 CURVE_POINTS = 80
 WIDTH, HEIGHT = 640, 340
@@ -67,11 +70,14 @@ DARK = {
 }
 """The same names on a dark page."""
 
+CAUTION = "#8a4b08"
+"""Of what must not be passed; named `caution` by the page, which has its dark form."""
+
 RANK_COLOURS = sum(name.startswith("rank-") for name in LIGHT)
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
 
 
-def loss_against_forgetting(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_base_tuned") -> alt.LayerChart:
+def loss_against_forgetting(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_base_tuned") -> Chart:
     """Forgetting against target loss, a mark per measurement, with the fitted line: the paper's Figure 2.
 
     Nats per token on both axes: learning runs to the left, forgetting upwards. The finding to look for is that all
@@ -86,18 +92,18 @@ def loss_against_forgetting(points: pd.DataFrame, laws: Laws | None, quantity: s
     marks = _marks(points, x=alt.X("target_nll:Q", title=_axis("target_nll"), scale=_SPREAD), quantity=quantity)
     fit = None if laws is None else laws.lines.get(quantity)
     if fit is None:
-        return _styled([marks], title=f"{LABELS[quantity]} against target loss")
+        return styled([marks], title=f"{LABELS[quantity]} against target loss")
     grid = np.linspace(*fit.domain["target_nll"], CURVE_POINTS)
     curve = _curve(fit, {"target_nll": grid}, quantity=quantity)
-    drawn, x = _chart(curve.to_dict("records")), alt.X("target_nll:Q")
+    drawn, x = inline(curve.to_dict("records")), alt.X("target_nll:Q")
     band = drawn.mark_area(color=LIGHT["ink"], opacity=0.13).encode(x, alt.Y("low:Q"), alt.Y2("high"))
     line = drawn.mark_line(color=LIGHT["ink"], strokeWidth=1.6).encode(x, alt.Y(f"{quantity}:Q"))
     slope = fit.parameters["slope"]
     price = f"Each nat of target loss gained goes with {rounded(slope.value, slope.stderr)} nats of forgetting"
-    return _styled([*_if_known(band, curve), line, marks], title=price)
+    return styled([*_if_known(band, curve), line, marks], title=price)
 
 
-def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_base_tuned") -> alt.LayerChart:
+def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_base_tuned") -> Chart:
     """A quantity along the steps of every run, with a fitted curve per rank: the paper's Figure 3.
 
     Nats per token against update steps. The curves are the joint law in trainable parameters and steps, over the
@@ -114,7 +120,7 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
     fit = None if laws is None else laws.joint.get(quantity)
     title = f"{LABELS[quantity]} along training"
     if fit is None:
-        return _styled([marks], title=title)
+        return styled([marks], title=title)
     steps = np.linspace(*fit.domain["steps"], CURVE_POINTS)
     curves = [
         _curve(fit, {"trainable_params": np.full_like(steps, params), "steps": steps}, quantity=quantity).assign(r=r)
@@ -125,7 +131,7 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
     lowest, highest = points[quantity].min(), points[quantity].max()
     room = 0.2 * (highest - lowest)
     curve[["low", "high"]] = curve[["low", "high"]].clip(lowest - room, highest + room)
-    fitted = _chart(curve.to_dict("records"))
+    fitted = inline(curve.to_dict("records"))
     colour = _rank_colours(points["r"])
     x, y, r = alt.X("steps:Q"), alt.Y(f"{quantity}:Q"), alt.Stroke("r:N", title="Rank", scale=colour)
     isolated = alt.condition(_ISOLATE, alt.value(0.18), alt.value(0), empty=False)
@@ -134,22 +140,22 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
         x, alt.Y("low:Q"), alt.Y2("high"), alt.Fill("r:N", title="Rank", scale=colour), opacity=isolated
     )
     lines = fitted.mark_line(strokeWidth=1.6).encode(x, y, r, alt.Detail("trainable_params:N"), opacity=faded)
-    return _styled([*_if_known(band, curve), lines, marks], title=title)
+    return styled([*_if_known(band, curve), lines, marks], title=title)
 
 
-def specification(chart: alt.LayerChart) -> dict[str, Any]:
+def specification(chart: Chart) -> dict[str, Any]:
     """The chart as a Vega-Lite specification: plain data, safe to encode as JSON."""
     with alt.theme.enable("none"):
         spec: dict[str, Any] = chart.to_dict(validate=False)  # Altair checked each part as it was made.
     return spec
 
 
-def page(chart: alt.LayerChart) -> dict[str, Any]:
+def page(chart: Chart) -> dict[str, Any]:
     """The chart's specification for the report: as wide as its place, coloured by CSS variables, without its title.
 
     The page sets the title as text, where it wraps. Data are left as they are.
     """
-    variables = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
+    variables = {colour: f"var(--{name})" for name, colour in (LIGHT | {"caution": CAUTION}).items()}
     spec = {
         key: part if key == "datasets" else _replaced(part, variables)
         for key, part in specification(chart).items()
@@ -158,19 +164,19 @@ def page(chart: alt.LayerChart) -> dict[str, Any]:
     return {**spec, "width": "container", "background": "transparent"}
 
 
-def title(chart: alt.LayerChart) -> str:
+def title(chart: Chart) -> str:
     """What the chart shows, in words."""
     return str(chart.title)
 
 
-def png(chart: alt.LayerChart, *, scale: float = 2.0) -> bytes:
+def png(chart: Chart, *, scale: float = 2.0) -> bytes:
     """The chart as a PNG on white, `scale` pixels per point."""
     return bytes(
         vl_convert.vegalite_to_png(json.dumps(specification(chart)), vl_version=vega_lite_version(), scale=scale)
     )
 
 
-def svg(chart: alt.LayerChart) -> str:
+def svg(chart: Chart) -> str:
     """The chart as an SVG document on white."""
     return str(vl_convert.vegalite_to_svg(json.dumps(specification(chart)), vl_version=vega_lite_version()))
 
@@ -205,7 +211,7 @@ def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
     measured = list(dict.fromkeys(["target_nll", quantity]))
     values = [_measurement(row, measured) for row in points.sort_values(["r", "run", "steps"]).to_dict("records")]
     marks: alt.Chart = (
-        _chart(values)
+        inline(values)
         .mark_point(size=44, strokeWidth=1.3, aria=False)
         .encode(
             x,
@@ -248,8 +254,8 @@ def _if_known(band: alt.Chart, curve: pd.DataFrame) -> list[alt.Chart]:
     return [band] if np.isfinite(curve[["low", "high"]]).all(axis=None) else []
 
 
-def _chart(values: Sequence[Mapping[Any, Any]]) -> alt.Chart:
-    """A chart of values written out; a number that is not finite becomes absent, which Vega leaves undrawn."""
+def inline(values: Sequence[Mapping[Any, Any]]) -> alt.Chart:
+    """A chart without marks yet, of values written out; a number that is not finite becomes absent, so not drawn."""
     return alt.Chart(alt.InlineData([{name: _plain(value) for name, value in row.items()} for row in values]))
 
 
@@ -260,23 +266,31 @@ def _plain(value: Any) -> Any:
 
 
 def _rank_colours(ranks: Iterable[int]) -> alt.Scale:
-    """The ranks spread evenly over the colours, so that two differ as much as they can."""
-    domain = sorted(set(map(int, ranks)))
-    last = max(len(domain) - 1, 1)
-    names = [f"rank-{round(i * (RANK_COLOURS - 1) / last)}" for i in range(len(domain))]
-    return alt.Scale(domain=domain, range=[LIGHT[name] for name in names])
+    return colours(sorted(set(map(int, ranks))))
 
 
 def _rank_shapes(ranks: Iterable[int]) -> alt.Scale:
-    domain = sorted(set(map(int, ranks)))
-    return alt.Scale(domain=domain, range=[SHAPES[i % len(SHAPES)] for i in range(len(domain))])
+    return shapes(sorted(set(map(int, ranks))))
+
+
+def colours(domain: Sequence[int] | Sequence[str]) -> alt.Scale:
+    """These spread evenly over the colours, so that two differ as much as they can."""
+    last = max(len(domain) - 1, 1)
+    names = [f"rank-{round(i * (RANK_COLOURS - 1) / last)}" for i in range(len(domain))]
+    return alt.Scale(domain=list(domain), range=[LIGHT[name] for name in names])
+
+
+def shapes(domain: Sequence[int] | Sequence[str]) -> alt.Scale:
+    """A shape for each, which says again without colour what the colour says."""
+    return alt.Scale(domain=list(domain), range=[SHAPES[i % len(SHAPES)] for i in range(len(domain))])
 
 
 def _axis(quantity: str) -> str:
     return f"{LABELS[quantity]} ({UNIT})"
 
 
-def _styled(layers: Sequence[alt.Chart], *, title: str) -> alt.LayerChart:
+def styled(layers: Sequence[alt.Chart], *, title: str, height: int = HEIGHT) -> Chart:
+    """Layers as one figure that looks like all others."""
     text = {
         "labelColor": LIGHT["muted"], "titleColor": LIGHT["muted"], "labelFontSize": 12, "titleFontSize": 12,
         "titleFontWeight": "normal",
@@ -292,9 +306,7 @@ def _styled(layers: Sequence[alt.Chart], *, title: str) -> alt.LayerChart:
         "legend": text | legend | symbols,
         "title": {"color": LIGHT["ink"], "fontSize": 14, "fontWeight": 600, "anchor": "start", "offset": 12},
     }
-    return alt.LayerChart(
-        layer=list(layers), width=WIDTH, height=HEIGHT, title=title, background="white", config=config
-    )
+    return Chart(layer=list(layers), width=WIDTH, height=height, title=title, background="white", config=config)
 
 
 def _replaced(part: Any, names: Mapping[str, str]) -> Any:

@@ -1,119 +1,52 @@
 """How much of the base a tuned model keeps, on a corpus: the base once, then one forward pass per tuned model.
 
-The base's half of every number is computed once per corpus (`observe_base`) and kept; a tuned model then costs one pass
-through its body and one product with the head (`measure`), with no second model in memory.
+The base's half of every number is computed once per corpus (`observe`) and kept; a tuned model then costs one pass
+through its body and one product with the head (`measure_on`), with no second model in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from holdfast import models
-from holdfast.corpora import Block, Corpus, measured_blocks, read_corpus, tokenise
+from holdfast.basecache import Batch, Kind
+from holdfast.corpora import Block, Corpus, Part, measured_blocks, tokenise
 from holdfast.errors import DataError, ModelError
-from holdfast.metrics import BaseCache, TokenQuantities, base_cache, token_quantities
-from holdfast.models import Base, Tokenizer, Tuned, hidden_states, output_head
-from holdfast.stats import Estimate, ratio_of_sums
-from holdfast.store import QUANTITIES
+from holdfast.evidence import CorpusReport, Passage, ScoredTokens
+from holdfast.metrics import BaseCache, BaseStates, TokenQuantities, base_cache, paired_quantities, token_quantities
+from holdfast.models import Base, Tokenizer, Tuned, causal, head_of, hidden_states, output_head
+from holdfast.store import QUANTITIES, Role
 
 # Tokens in one measuring pass: enough to keep the matrix products busy, small enough for 200 MB of activations.
 BATCH_TOKENS = 2048
 
+FLOORS = {torch.float32: 1e-5, torch.bfloat16: 1e-3}
+"""KL that rounding alone makes of a model moved by next to nothing, nats per token; benchmarks/precision.py."""
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ForgettingReport:
-    """What one tuned model keeps of the base on one corpus: sums over scored tokens, per document.
-
-    `sums[quantity]` and `count` are arrays over documents, float64 and int64; sums of several reports over other
-    documents add up, and a mean is one division at the end. Each quantity of `QUANTITIES` is also a property that gives
-    an `Estimate` clustered by document:
-
-        report.kl_base_tuned          # 0.083 ± 0.004 nats per token, n = 62 documents
-    """
-
-    corpus: str
-    count: Int[np.ndarray, " documents"]
-    sums: dict[str, Float[np.ndarray, " documents"]]
-
-    def estimate(self, quantity: str) -> Estimate:
-        """Nats per scored token (`agreement`: share), with a standard error clustered by document."""
-        if quantity == "excess_nll":  # a difference of paired sums: the documents' own difficulty cancels
-            return ratio_of_sums(self.sums["nll"] - self.sums["base_nll"], self.count)
-        return ratio_of_sums(self.sums[quantity], self.count)
-
-    @property
-    def nll(self) -> Estimate:
-        """Loss of the tuned model on the text itself."""
-        return self.estimate("nll")
-
-    @property
-    def base_nll(self) -> Estimate:
-        """Loss of the base on the text itself."""
-        return self.estimate("base_nll")
-
-    @property
-    def excess_nll(self) -> Estimate:
-        """`nll` minus `base_nll`, paired by document; negative where tuning helped on this text."""
-        return self.estimate("excess_nll")
-
-    @property
-    def cross_entropy(self) -> Estimate:
-        """Soft forgetting loss, `base_entropy` plus `kl_base_tuned`."""
-        return self.estimate("cross_entropy")
-
-    @property
-    def hard_cross_entropy(self) -> Estimate:
-        """Hard forgetting loss, the paper's: loss on the base's own most likely next token."""
-        return self.estimate("hard_cross_entropy")
-
-    @property
-    def base_entropy(self) -> Estimate:
-        """Entropy of the base's predictions: the floor of `cross_entropy`."""
-        return self.estimate("base_entropy")
-
-    @property
-    def kl_base_tuned(self) -> Estimate:
-        """Forgetting: KL(base‖tuned), 0 exactly when nothing moved."""
-        return self.estimate("kl_base_tuned")
-
-    @property
-    def agreement(self) -> Estimate:
-        """Share of next-token choices that are still the base's."""
-        return self.estimate("agreement")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Estimates, not sums: what JSON can hold."""
-        return {
-            "corpus": self.corpus,
-            "documents": int((self.count > 0).sum()),
-            "scored_tokens": int(self.count.sum()),
-            **{quantity: self.estimate(quantity).to_dict() for quantity in QUANTITIES},
-        }
-
-    def __str__(self) -> str:
-        tokens, documents = int(self.count.sum()), int((self.count > 0).sum())
-        return (
-            f"{self.corpus}: forgetting {self.kl_base_tuned} nats/token, agreement {self.agreement} "
-            f"({documents} documents, {tokens:,} tokens)"
-        )
+_SUMMED = tuple(quantity for quantity in QUANTITIES if quantity != "excess_nll")
+_BEFORE, _AFTER, _APART = 60, 25, 32
+"""Tokens shown before and after a passage's, and the least number between two passages of one window."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ObservedBase:
-    """A corpus cut into a batch plan, and what the base says of each of its scored tokens. Not serialisable."""
+    """A corpus cut into a batch plan, and what the base says of each of its scored tokens. Not serialisable.
+
+    `batches` are in memory or on disk.
+    """
 
     corpus: str
-    documents: int
+    role: Role
+    places: tuple[str, ...]
     blocks: tuple[Block, ...]
-    caches: tuple[BaseCache, ...]
+    batches: Iterable[Batch]
 
     @property
     def tokens(self) -> int:
@@ -121,28 +54,59 @@ class ObservedBase:
         return sum(block.ids.size for block in self.blocks)
 
 
-def observe_base(base: Base, corpus: Corpus, *, tokenizer: Tokenizer, context: int) -> ObservedBase:
-    """Run the untuned base over a corpus once and keep what measuring needs, 4d + 24 bytes a scored token.
+def batch_plan(corpus: Corpus, tokenizer: Tokenizer, *, context: int, part: Part) -> tuple[Block, ...]:
+    """The blocks a corpus is measured in, base and tuned alike; `part` of each document is scored, see `tokenise`.
+
+    Raises:
+        DataError: there is nothing to predict.
+    """
+    tokens = [tokenise(document, tokenizer, part=part) for document in corpus.documents]
+    blocks = measured_blocks(tokens, context=context, tokens=BATCH_TOKENS)
+    if not blocks:
+        raise DataError(f"got no token to predict, expected at least one, in {corpus.name}")
+    return tuple(blocks)
+
+
+def observe(base: Base, blocks: Sequence[Block], *, kind: Kind, corpus: str) -> Iterator[Batch]:
+    """Run the untuned base over blocks once and hand out what measuring needs of each.
+
+    Raises:
+        ModelError: a number is NaN or infinite.
+    """
+    head = head_of(base)
+    with measuring(base):
+        for block in blocks:
+            hidden = _scored_states(base, block)
+            if kind == "states":
+                _check_finite(hidden, corpus, "the base")
+                yield BaseStates(hidden=hidden, head=head)
+                continue
+            cache = base_cache(hidden=hidden, head=head.weight, targets=_targets(block, head.weight.device))
+            _check_finite(cache.entropy, corpus, "the base")
+            yield cache
+
+
+def observe_base(base: Base, corpus: Corpus, *, role: Role, tokenizer: Tokenizer, context: int) -> ObservedBase:
+    """Observe the untuned base on a corpus, in memory: 4d + 32 bytes a scored token.
 
     Raises:
         DataError: a document holds nothing to predict.
-        ModelError: a measured number is NaN or infinite.
+        ModelError: a measured number is NaN or infinite, or the head is more than a matrix.
     """
-    blocks = measured_blocks([tokenise(d, tokenizer) for d in corpus.documents], context=context, tokens=BATCH_TOKENS)
-    if not blocks:
-        raise DataError(f"got no token to predict, expected at least one, in {corpus.name}")
-    head = output_head(base)
-    caches = []
-    with measuring(base):
-        for block in blocks:
-            cache = base_cache(hidden=_scored_states(base, block), head=head, targets=_targets(block, head.device))
-            _check_finite(cache.entropy, corpus.name, "the base")
-            caches.append(cache)
-    return ObservedBase(corpus=corpus.name, documents=len(corpus.documents), blocks=tuple(blocks), caches=tuple(caches))
+    if not head_of(base).plain:
+        raise ModelError(
+            f"got an output head with a bias or soft-capping ({base.config.model_type}), expected a matrix"
+        )
+    blocks = batch_plan(corpus, tokenizer, context=context, part="answer")
+    batches = tuple(observe(base, blocks, kind="vectors", corpus=corpus.name))
+    return ObservedBase(
+        corpus=corpus.name, role=role, places=tuple(document.place for document in corpus.documents), blocks=blocks,
+        batches=batches,
+    )  # fmt: skip
 
 
-def measure_on(tuned: Base | Tuned, observed: ObservedBase) -> ForgettingReport:
-    """What a tuned model keeps of the base, on a corpus the base was observed on.
+def measure_on(tuned: Base | Tuned, observed: ObservedBase) -> CorpusReport:
+    """What a tuned model keeps of the base, on a corpus the base was observed on: sums per document.
 
     One pass through the model's body and one product with the head per batch; every quantity of `QUANTITIES` from it.
     The model may be in training: its mode and every random state are as before afterwards, so a measured run trains bit
@@ -151,30 +115,122 @@ def measure_on(tuned: Base | Tuned, observed: ObservedBase) -> ForgettingReport:
     Raises:
         ModelError: a measured number is NaN or infinite.
     """
-    head = output_head(tuned)
-    count = np.zeros(observed.documents, dtype=np.int64)
-    sums = {quantity: np.zeros(observed.documents) for quantity in QUANTITIES if quantity != "excess_nll"}
+    count, sums = _zeros(observed)
+    for block, quantities in _quantities(tuned, observed):
+        _add(count, sums, block, quantities)
+    return _report(tuned, observed, count, sums, tokens=None, passages=())
+
+
+def measure_in_detail(
+    tuned: Base | Tuned, observed: ObservedBase, *, tokenizer: Tokenizer, passages: int
+) -> CorpusReport:
+    """The same with a few numbers of every single token, and the passages whose probability fell most.
+
+    At most so many passages, never two close together.
+
+    Raises:
+        ModelError: a measured number is NaN or infinite.
+    """
+    count, sums = _zeros(observed)
+    columns: dict[str, list[np.ndarray]] = {"document": [], "target": [], "kind": [], "kl_base_tuned": []}
+    fallen: list[Passage] = []
+    for block, quantities in _quantities(tuned, observed):
+        _add(count, sums, block, quantities)
+        columns["document"].append(block.document[block.scored].astype(np.int32))
+        columns["target"].append(block.ids[block.scored].astype(np.int32))
+        columns["kind"].append(block.kind[block.scored])
+        columns["kl_base_tuned"].append(quantities.kl_base_tuned.float().cpu().numpy())
+        fallen += _passages(block, quantities, observed.places, tokenizer, passages)
+        fallen = heapq.nlargest(passages, fallen, key=lambda passage: passage.fall)
+    tokens = ScoredTokens(**{name: np.concatenate(parts) for name, parts in columns.items()})
+    return _report(tuned, observed, count, sums, tokens=tokens, passages=tuple(fallen))
+
+
+def _quantities(tuned: Base | Tuned, observed: ObservedBase) -> Iterator[tuple[Block, TokenQuantities]]:
+    """Every batch with its per-token quantities, by cached vectors or, where those were not kept, hidden states."""
+    head = head_of(tuned)
     with measuring(tuned):
-        for block, base in zip(observed.blocks, observed.caches, strict=True):
-            tokens = token_quantities(
-                hidden=_scored_states(tuned, block), head=head, base=base, targets=_targets(block, head.device)
-            )
+        for block, base in zip(observed.blocks, observed.batches, strict=True):
+            hidden, targets = _scored_states(tuned, block), _targets(block, head.weight.device)
+            if isinstance(base, BaseCache):
+                tokens = token_quantities(hidden=hidden, head=head.weight, base=base, targets=targets)
+            else:
+                tokens = paired_quantities(hidden=hidden, head=head, base=base, targets=targets)
             _check_finite(tokens.cross_entropy, observed.corpus, "the tuned model")
-            document = block.document[block.scored]
-            count += np.bincount(document, minlength=observed.documents)
-            for quantity in sums:
-                sums[quantity] += _document_sums(tokens, quantity, document, observed.documents)
-    return ForgettingReport(corpus=observed.corpus, count=count, sums=sums)
+            yield block, tokens
 
 
-def _document_sums(tokens: TokenQuantities, quantity: str, document: np.ndarray, documents: int) -> np.ndarray:
-    """One quantity summed per document, in float64."""
-    values = getattr(tokens, quantity).double().cpu().numpy()
-    return np.bincount(document, weights=values, minlength=documents)
+def _zeros(observed: ObservedBase) -> tuple[Int[np.ndarray, " documents"], dict[str, Float[np.ndarray, " documents"]]]:
+    documents = len(observed.places)
+    return np.zeros(documents, dtype=np.int64), {quantity: np.zeros(documents) for quantity in _SUMMED}
+
+
+def _add(count: np.ndarray, sums: dict[str, np.ndarray], block: Block, tokens: TokenQuantities) -> None:
+    """One batch's sums per document, in float64."""
+    document = block.document[block.scored]
+    count += np.bincount(document, minlength=len(count))
+    for quantity in sums:
+        values = getattr(tokens, quantity).double().cpu().numpy()
+        sums[quantity] += np.bincount(document, weights=values, minlength=len(count))
+
+
+def _report(
+    tuned: Base | Tuned, observed: ObservedBase, count: np.ndarray, sums: dict[str, np.ndarray],
+    *, tokens: ScoredTokens | None, passages: tuple[Passage, ...],
+) -> CorpusReport:  # fmt: skip
+    return CorpusReport(
+        corpus=observed.corpus, role=observed.role, floor=FLOORS.get(output_head(tuned).dtype, 0.0),
+        places=observed.places, count=count, sums=sums, tokens=tokens, passages=passages,
+    )  # fmt: skip
+
+
+def _passages(
+    block: Block, tokens: TokenQuantities, places: Sequence[str], tokenizer: Tokenizer, most: int
+) -> list[Passage]:
+    """The tokens of a batch whose probability fell most, in their context."""
+    fall = ((-tokens.base_nll).exp() - (-tokens.nll).exp()).cpu().numpy()
+    rows, columns = np.nonzero(block.scored)
+    chosen: list[int] = []
+    for index in np.argsort(-fall):
+        if len(chosen) == most or fall[index] <= 0:
+            break
+        if all(rows[i] != rows[index] or abs(columns[i] - columns[index]) >= _APART for i in chosen):
+            chosen.append(int(index))
+    return [_passage(block, tokens, i, int(rows[i]), int(columns[i]), places, tokenizer) for i in chosen]
+
+
+def _passage(
+    block: Block, tokens: TokenQuantities, index: int, row: int, column: int, places: Sequence[str],
+    tokenizer: Tokenizer,
+) -> Passage:  # fmt: skip
+    ids = block.ids[row][block.document[row] >= 0].tolist()
+    start = max(0, column - _BEFORE)
+    before = _text(tokenizer, ids[start:column])
+    through = _text(tokenizer, ids[start : column + 1])
+    whole = _text(tokenizer, ids[start : column + 1 + _AFTER])
+    return Passage(
+        place=places[block.document[row, column]],
+        before=before,
+        token=through.removeprefix(before) or _text(tokenizer, ids[column : column + 1]),
+        after=whole.removeprefix(through) if whole.startswith(through) else "",
+        base_nll=float(tokens.base_nll[index]),
+        nll=float(tokens.nll[index]),
+        base_says=_text(tokenizer, [int(tokens.base_top[index])]),
+        base_says_probability=float((-tokens.base_top_nll[index]).exp()),
+        tuned_says=_text(tokenizer, [int(tokens.top[index])]),
+        tuned_says_probability=float((-tokens.top_nll[index]).exp()),
+    )
+
+
+def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _scored_states(model: Base | Tuned, block: Block) -> Float[Tensor, "t d"]:
     """Hidden states at the positions that predict a scored token."""
+    rows, largest = causal(model).get_input_embeddings().weight.shape[0], int(block.ids.max())
+    if largest >= rows:
+        raise ModelError(f"got a text with token {largest}, expected one below the model's {rows} (another tokenizer?)")
     device = output_head(model).device
     states = hidden_states(
         model, ids=torch.from_numpy(block.ids).to(device), positions=torch.from_numpy(block.positions).to(device)
@@ -202,35 +258,3 @@ def measuring(model: Base | Tuned) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def measure(
-    *,
-    base: str,
-    tuned: str,
-    texts: Sequence[str],
-    context: int = 512,
-    documents: int | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-) -> dict[str, ForgettingReport]:
-    """What a tuned adapter folder forgot of its base, on each text: a report per text, by its name.
-
-    `base` is a model spec and `tuned` a PEFT adapter folder; the base is loaded as itself, never as the tuned model
-    with its adapter switched off. `documents` of each text are measured (None: all), cut into windows of `context`
-    tokens.
-
-    Raises:
-        ModelError: either cannot be loaded, or the adapter changes the output head.
-        DataError: a text cannot be used, or two have the same name.
-    """
-    corpora = [read_corpus(text).sample(documents) for text in texts]
-    names = [corpus.name for corpus in corpora]
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"got texts named {names}, expected at least one, each with a name of its own")
-    place = models.choose_device(device)
-    tokenizer = models.load_tokenizer(base)
-    model = models.load_base(base, dtype=models.fastest_dtype(place) if dtype == "auto" else dtype, device=place)
-    observed = [observe_base(model, corpus, tokenizer=tokenizer, context=context) for corpus in corpora]
-    adapted = models.load_adapter(model, tuned)
-    return {part.corpus: measure_on(adapted, part) for part in observed}

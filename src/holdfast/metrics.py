@@ -6,6 +6,7 @@ head is taken a slice of the vocabulary at a time, in float32, and reduced on th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,40 +14,79 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Columns of the head multiplied at once. 1,024 tokens x 8,192 columns x 4 bytes = 32 MiB.
-_SLICE = 8192
+# Logits that exist at once: 4 Mi x 4 bytes = 16 MiB, about what a CPU's caches hold; a GPU wants fewer, larger slices.
+_LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What turns final hidden states into logits: softcap · tanh((W h + bias) / softcap), the last two where given."""
+
+    weight: Float[Tensor, "v d"]
+    bias: Float[Tensor, " v"] | None
+    softcap: float | None
+
+    @property
+    def plain(self) -> bool:
+        """Logits are W h and nothing else, which `token_quantities` rests on."""
+        return self.bias is None and self.softcap is None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256: models of the same head can be compared by cached vectors."""
+        digest = hashlib.sha256(f"{tuple(self.weight.shape)}{self.weight.dtype}{self.softcap}".encode())
+        for part in (self.weight, self.bias):
+            if part is not None:
+                digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def logits(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
+        """All of them at once, float32: for a few tokens."""
+        logits: Tensor = _logits(hidden.flatten(0, -2), self, slice(None)).unflatten(0, hidden.shape[:-1])
+        return logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseCache:
-    """All that measuring forgetting needs of the base model: a (d + 4)-vector a token.
+    """All that measuring forgetting needs of the base model: a (d + 5)-vector a token.
 
     With p = softmax(W h) the base's next-token distribution at a token, W the head, h the base's final hidden state:
 
         mean_head   sum_v p_v W_v           entropy   -sum_v p_v ln p_v
-        top         argmax_v p_v            nll       -ln p[target]
+        top         argmax_v p_v            nll       -ln p[target]        top_nll   -ln p[top]
 
     Because the cross-entropy of any q = softmax(W g) against p is logsumexp(W g) - g . mean_head, a tuned model whose
     head is the base's own needs nothing else of the base: not its weights, not its logits. Invalid for another W.
-    `mean_head` is float32, `entropy` and `nll` float64, `top` int64. Rows follow the scored tokens as they were given.
+    `mean_head` is float32, `entropy`, `nll` and `top_nll` float64, `top` int64. Rows follow the scored tokens as they
+    were given.
     """
 
     mean_head: Float[Tensor, "t d"]
     entropy: Float[Tensor, " t"]
     nll: Float[Tensor, " t"]
     top: Int[Tensor, " t"]
+    top_nll: Float[Tensor, " t"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseStates:
+    """What measuring needs of the base where the tuned model has another head: final hidden states and its own head."""
+
+    hidden: Float[Tensor, "t d"]
+    head: Head
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenQuantities:
-    """What the tuned model keeps of the base at each scored token, nats; float64 (`agreement` bool).
+    """What the tuned model keeps of the base at each scored token, nats; float64 (`agreement` bool, tops int64).
 
     With p the base's and q the tuned model's next-token distribution:
 
         nll            -ln q[target]              base_nll              -ln p[target]
         cross_entropy  -sum_v p ln q              hard_cross_entropy    -ln q[argmax p]
         base_entropy   -sum_v p ln p              kl_base_tuned         cross_entropy - base_entropy
-        agreement      argmax p == argmax q
+        agreement      argmax p == argmax q       top, top_nll          argmax q, -ln q[argmax q]
+                                                  base_top, base_top_nll  the same of p
     """
 
     nll: Float[Tensor, " t"]
@@ -56,6 +96,10 @@ class TokenQuantities:
     base_entropy: Float[Tensor, " t"]
     kl_base_tuned: Float[Tensor, " t"]
     agreement: Bool[Tensor, " t"]
+    top: Int[Tensor, " t"]
+    top_nll: Float[Tensor, " t"]
+    base_top: Int[Tensor, " t"]
+    base_top_nll: Float[Tensor, " t"]
 
 
 def base_cache(*, hidden: Float[Tensor, "t d"], head: Float[Tensor, "v d"], targets: Int[Tensor, " t"]) -> BaseCache:
@@ -66,25 +110,25 @@ def base_cache(*, hidden: Float[Tensor, "t d"], head: Float[Tensor, "v d"], targ
     unchanged model has a KL of exactly 0.
     Source: derived in docs/theory.md, section 2.
     """
-    hidden = hidden.float()
-    mean_head = torch.zeros_like(hidden)
+    mean_head = torch.zeros_like(hidden, dtype=torch.float32)
     so_far = _Normaliser(hidden)
     for columns, logits in _logit_slices(hidden, head):
         kept, added, weights = so_far.add(logits)
-        mean_head.mul_(kept[:, None]).addcmul_(added[:, None], weights @ columns)
+        mean_head.mul_(kept[:, None]).addcmul_(added[:, None], weights @ columns.float())
     mean_head /= so_far.total[:, None].float()
     return BaseCache(
         mean_head=mean_head,
         entropy=so_far.logsumexp() - _dots(hidden, mean_head),
         nll=so_far.logsumexp() - _dots(hidden, head[targets]),
         top=so_far.argmax,
+        top_nll=so_far.total.log(),
     )
 
 
 def token_quantities(
     *, hidden: Float[Tensor, "t d"], head: Float[Tensor, "v d"], base: BaseCache, targets: Int[Tensor, " t"]
 ) -> TokenQuantities:
-    """What the tuned model keeps of the base's next-token distributions, at each scored token.
+    """What the tuned model keeps of the base's next-token distributions, at each scored token, from cached vectors.
 
     `hidden` are the tuned model's final hidden states (after the last norm), `head` the output head it shares with the
     base, `targets` the text's own next tokens. Formulas in `TokenQuantities`; nats.
@@ -97,19 +141,65 @@ def token_quantities(
     Equals the naive two-model computation with full logits; exact because the head is shared.
     Source: Kalajdzievski 2024, arXiv 2401.05605, section 3.1 (`hard_cross_entropy`); the rest in docs/theory.md.
     """
-    hidden = hidden.float()
     so_far = _Normaliser(hidden)
     for _, logits in _logit_slices(hidden, head):
         so_far.add(logits)
-    cross_entropy = so_far.logsumexp() - _dots(hidden, base.mean_head)
+    normaliser = so_far.logsumexp()
+    cross_entropy = normaliser - _dots(hidden, base.mean_head)
     return TokenQuantities(
-        nll=so_far.logsumexp() - _dots(hidden, head[targets]),
+        nll=normaliser - _dots(hidden, head[targets]),
         base_nll=base.nll,
         cross_entropy=cross_entropy,
-        hard_cross_entropy=so_far.logsumexp() - _dots(hidden, head[base.top]),
+        hard_cross_entropy=normaliser - _dots(hidden, head[base.top]),
         base_entropy=base.entropy,
         kl_base_tuned=cross_entropy - base.entropy,
         agreement=so_far.argmax == base.top,
+        top=so_far.argmax,
+        top_nll=so_far.total.log(),
+        base_top=base.top,
+        base_top_nll=base.top_nll,
+    )
+
+
+def paired_quantities(
+    *, hidden: Float[Tensor, "t e"], head: Head, base: BaseStates, targets: Int[Tensor, " t"]
+) -> TokenQuantities:
+    """The same as `token_quantities`, for heads that differ or are not plain, from both models' final hidden states.
+
+    Two products with a head, slices of both side by side; no backbone of the base. The models number their tokens
+    alike. Where one has more rows (a resized vocabulary), p is taken over the rows both have, renormalised, because no
+    KL exists over rows that q lacks; q keeps all of its own, so mass it gives to new tokens counts as moved.
+
+    Every weight sums exp(base logit) times a base and a tuned logit, so an unchanged model has a KL of exactly 0.
+    """
+    shared = min(len(base.head.weight), len(head.weight))
+    p, q = _Normaliser(base.hidden), _Normaliser(hidden)
+    mean_p, mean_q = (hidden.new_zeros(len(targets), dtype=torch.float64) for _ in range(2))
+    columns = _columns(len(targets), hidden.device)
+    for start in range(0, shared, columns):
+        rows = slice(start, min(start + columns, shared))
+        base_logits, tuned_logits = _logits(base.hidden, base.head, rows), _logits(hidden, head, rows)
+        unweighted = base_logits.clone()
+        kept, added, weights = p.add(base_logits)
+        mean_p.mul_(kept).add_(added * (weights * unweighted).sum(-1).double())
+        mean_q.mul_(kept).add_(added * (weights * tuned_logits).sum(-1).double())
+        q.add(tuned_logits)
+    for start in range(shared, len(head.weight), columns):
+        q.add(_logits(hidden, head, slice(start, start + columns)))
+    entropy = p.logsumexp() - mean_p / p.total
+    cross_entropy = q.logsumexp() - mean_q / p.total
+    return TokenQuantities(
+        nll=q.logsumexp() - _logit_at(hidden, head, targets),
+        base_nll=p.logsumexp() - _logit_at(base.hidden, base.head, targets),
+        cross_entropy=cross_entropy,
+        hard_cross_entropy=q.logsumexp() - _logit_at(hidden, head, p.argmax),
+        base_entropy=entropy,
+        kl_base_tuned=cross_entropy - entropy,
+        agreement=p.argmax == q.argmax,
+        top=q.argmax,
+        top_nll=q.total.log(),
+        base_top=p.argmax,
+        base_top_nll=p.total.log(),
     )
 
 
@@ -117,26 +207,53 @@ def _dots(left: Float[Tensor, "t d"], right: Float[Tensor, "t d"]) -> Float[Tens
     return (left.double() * right.double()).sum(-1)
 
 
+def _columns(tokens: int, device: torch.device) -> int:
+    """Rows of the head multiplied at once."""
+    return max(256, _LOGITS_AT_ONCE.get(device.type, 1 << 22) // max(tokens, 1))
+
+
 def _logit_slices(
     hidden: Float[Tensor, "t d"], head: Float[Tensor, "v d"]
 ) -> Iterator[tuple[Float[Tensor, "s d"], Float[Tensor, "t s"]]]:
-    """Slices of the head in float32, each with the logits it gives, which its reader may overwrite."""
-    for part in torch.split(head, _SLICE):
-        columns = part.float()
-        yield columns, hidden @ columns.T
+    """Slices of a plain head, each with the float32 logits it gives, which its reader may overwrite."""
+    hidden = hidden if hidden.is_cuda else hidden.float()
+    for part in torch.split(head, _columns(len(hidden), hidden.device)):
+        yield part, _product(hidden, part)
+
+
+def _product(hidden: Float[Tensor, "t d"], rows: Float[Tensor, "s d"]) -> Float[Tensor, "t s"]:
+    """Logits in float32. A GPU multiplies two bf16 matrices into float32 itself; a CPU has to be given float32."""
+    if hidden.is_cuda and hidden.dtype == rows.dtype == torch.bfloat16:
+        return torch.mm(hidden, rows.T, out_dtype=torch.float32)
+    return hidden.float() @ rows.float().T
+
+
+def _logits(hidden: Float[Tensor, "t d"], head: Head, rows: slice) -> Float[Tensor, "t s"]:
+    logits = _product(hidden, head.weight[rows])
+    if head.bias is not None:
+        logits += head.bias[rows].float()
+    return logits if head.softcap is None else (logits / head.softcap).tanh_().mul_(head.softcap)
+
+
+def _logit_at(hidden: Float[Tensor, "t d"], head: Head, index: Int[Tensor, " t"]) -> Float[Tensor, " t"]:
+    """One logit a token, in float64."""
+    logits = _dots(hidden, head.weight[index])
+    if head.bias is not None:
+        logits += head.bias[index].double()
+    return logits if head.softcap is None else (logits / head.softcap).tanh_().mul_(head.softcap)
 
 
 class _Normaliser:
     """Logsumexp and argmax over slices of logits that arrive one after another.
 
-    The largest logit and the sum of exponentials below it are kept apart, the sum in float64, because a difference is
-    taken later of numbers far larger than it. Ties go to the lowest index, as in torch.argmax.
+    The largest logit and the sum of exponentials below it are kept apart, the sum over slices in float64, because a
+    difference is taken later of numbers far larger than it. Ties go to the lowest index, as in torch.argmax.
     """
 
     def __init__(self, hidden: Float[Tensor, "t d"]) -> None:
         self.argmax = hidden.new_zeros(len(hidden), dtype=torch.int64)
         self.total = hidden.new_zeros(len(hidden), dtype=torch.float64)
-        self._highest = hidden.new_full((len(hidden),), -torch.inf)
+        self._highest = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
         self._seen = 0
 
     def add(
@@ -149,7 +266,8 @@ class _Normaliser:
         together = torch.maximum(highest, self._highest)
         kept, added = (self._highest - together).exp_(), (highest - together).exp_()
         weights = logits.sub_(highest[:, None]).exp_()
-        self.total = self.total * kept + weights.sum(-1, dtype=torch.float64) * added
+        # One slice's sum in float32 is good to 1e-7 and a twentieth of the time of a float64 one.
+        self.total = self.total * kept + weights.sum(-1) * added.double()
         self._highest = together
         return kept, added, weights
 

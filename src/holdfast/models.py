@@ -1,4 +1,4 @@
-"""The only core file that imports transformers and peft: load a base, put an adapter on it, count what it trains.
+"""The only file that imports transformers: load a model, its tokenizer, its hidden states and its head.
 
 Loading never runs code that comes with a model: safetensors only, remote code never trusted.
 """
@@ -6,7 +6,9 @@ Loading never runs code that comes with a model: safetensors only, remote code n
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
+import importlib.util
 import io
 import logging
 import math
@@ -17,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import filelock
 import peft
 import torch
 import transformers
@@ -26,9 +27,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import builtin
-from holdfast.config import Adapter
+from holdfast import builtin, sources
 from holdfast.errors import ModelError
+from holdfast.metrics import Head
 
 log = logging.getLogger(__name__)
 
@@ -61,19 +62,18 @@ def fastest_dtype(device: str) -> str:
     return "bfloat16" if seconds[torch.bfloat16] < seconds[torch.float32] else "float32"
 
 
-def locate(spec: str) -> tuple[str, str | None]:
-    """What transformers is to load for a model spec: (folder or hub id, revision or None).
+def locate(spec: str) -> Path:
+    """The folder or GGUF file of a model spec; `builtin:smollm2` is made on first use.
 
-    `builtin:smollm2` is made on first use; `org/name@revision` is a hub id; an existing path is itself.
+    Raises:
+        ModelError: nothing there, or the hub cannot be reached.
+        ResourceError: the built-in model cannot be fetched.
     """
-    if spec.startswith(builtin.PREFIX):
-        if spec.removeprefix(builtin.PREFIX) not in builtin.MODELS:
-            raise ModelError(f"got model {spec!r}, expected one of {[builtin.PREFIX + m for m in builtin.MODELS]}")
-        return str(builtin_folder()), None
-    if Path(spec).exists():
-        return spec, None
-    name, _, revision = spec.partition("@")
-    return name, revision or None
+    if not spec.startswith(builtin.PREFIX):
+        return sources.locate(spec)
+    if spec.removeprefix(builtin.PREFIX) not in builtin.MODELS:
+        raise ModelError(f"got model {spec!r}, expected one of {[builtin.PREFIX + m for m in builtin.MODELS]}")
+    return builtin_folder()
 
 
 def builtin_folder() -> Path:
@@ -82,32 +82,36 @@ def builtin_folder() -> Path:
     It appears under its final name by one rename, complete or not at all.
     """
     folder = builtin.cache_folder() / "models" / f"smollm2-135m-instruct-{builtin.GGUF_SHA256[:12]}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
+    with sources.made_once(folder) as making:
+        if making:
             log.info("fetching the built-in model (93 MB, once) into %s", folder)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
-                gguf = builtin.fetch_gguf(Path(making))
-                _dequantise(gguf, Path(making) / "model")
-                (Path(making) / "model").rename(folder)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetching-") as fetching:
+                gguf = builtin.fetch_gguf(Path(fetching))
+                _read_gguf(gguf, torch.float32).save_pretrained(making)
+                _read_tokenizer(gguf).save_pretrained(making)
     return folder
 
 
-def _dequantise(gguf: Path, folder: Path) -> None:
-    """Write a GGUF as an ordinary float32 safetensors folder with its tokenizer and chat template."""
-    with _quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting of theirs turns off
-        source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
+def _read_gguf(gguf: Path, dtype: torch.dtype) -> Base:
+    """A GGUF file, dequantised, as an ordinary model."""
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting of theirs turns off
+        quantised = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+        )
         # A model read from a GGUF keeps a quantisation config and refuses to be saved; a fresh one carries none.
         config = quantised.config
         del config.quantization_config
-        plain = AutoModelForCausalLM.from_config(config)
+        with torch.random.fork_rng():
+            plain: Base = AutoModelForCausalLM.from_config(config, dtype=dtype)
         plain.load_state_dict(quantised.state_dict())
-        plain.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    return plain
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        if path.is_file():
+            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
@@ -116,122 +120,85 @@ def load_tokenizer(spec: str) -> Tokenizer:
     Raises:
         ModelError: none can be loaded from there.
     """
-    name, revision = locate(spec)
+    path = locate(spec)
     try:
-        with _quiet_transformers():
-            return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no tokenizer can be loaded for model {spec!r}: {_first_line(error)}") from error
+        return _read_tokenizer(path)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"no tokenizer can be loaded for model {spec!r}: {first_line(error)}") from error
 
 
-def load_base(spec: str, *, dtype: str, device: str) -> Base:
-    """The untuned model of a spec, frozen, in evaluation mode, with a plain linear head.
+QUANTISATIONS = ("4bit", "8bit")
+
+
+def load_base(spec: str, *, dtype: str, device: str, quantisation: str | None = None) -> Base:
+    """The model of a spec, frozen, in evaluation mode; `quantisation` of `QUANTISATIONS` is bitsandbytes'.
+
+    The output head stays unquantised. A logit scale is part of `hidden_states`, a bias or soft-capping of `head_of`.
 
     Raises:
-        ModelError: it cannot be loaded, holds a NaN or infinity, or its logits are not hidden states times a matrix.
+        ModelError: it cannot be loaded, holds a NaN or infinity, its logits are not what its head says, or it is to be
+            quantised and bitsandbytes is not installed.
     """
-    name, revision = locate(spec)
-    try:
-        with _quiet_transformers():
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                name, config=config, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True,
-                trust_remote_code=False,
-            )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"model {spec!r} cannot be loaded: {_first_line(error)}") from error
-    for parameter_name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ModelError(f"model {spec!r}: got NaN or infinity in {parameter_name}, expected finite weights")
-    torch.nn.Module.to(model, device)
+    path = locate(spec)
+    model = _read(path, spec, getattr(torch, dtype), quantisation, device)
+    model.name_or_path = model.config._name_or_path = spec.partition("@")[0]  # what an adapter's config calls its base
+    check_finite(model, f"model {spec!r}")
+    if quantisation is None:
+        torch.nn.Module.to(model, device)
     model.requires_grad_(False).eval()
-    _check_plain_head(model, spec)
+    check_head(model, f"model {spec!r} ({model.config.model_type})")
     return model
 
 
-def _check_plain_head(model: Base, spec: str) -> None:
-    """Refuse a head that is more than a matrix (bias, soft-capping, scaling): the metrics would be wrong, silently."""
+def _read(path: Path, spec: str, dtype: torch.dtype, quantisation: str | None, device: str) -> Base:
+    options: dict[str, Any] = {}
+    if quantisation is not None:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ModelError(f"got {quantisation} for {spec!r}, which needs bitsandbytes: pip install bitsandbytes")
+        bits = {f"load_in_{quantisation}": True}
+        if quantisation == "4bit":
+            bits |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}  # type: ignore[dict-item]
+        options = {"quantization_config": transformers.BitsAndBytesConfig(**bits), "device_map": {"": device}}
+    try:
+        if path.is_file():
+            return _read_gguf(path, dtype)
+        with quiet():
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            return AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
+        raise ModelError(f"model {spec!r} cannot be loaded: {first_line(error)}") from error
+
+
+def check_finite(model: torch.nn.Module, place: str) -> None:
+    """Refuse a model that holds a NaN or infinity.
+
+    Raises:
+        ModelError: it does, naming the parameter.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all():
+            raise ModelError(f"{place}: got NaN or infinity in {name}, expected finite weights")
+
+
+def check_head(model: Base | Tuned, place: str) -> None:
+    """Refuse a model whose logits are not its hidden states under its head: every number would be wrong, silently.
+
+    Raises:
+        ModelError: they are not, on eight tokens.
+    """
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
     with torch.no_grad():
         positions = torch.arange(8, device=model.device)[None]
-        hidden = hidden_states(model, ids=ids, positions=positions)
-        expected = model(input_ids=ids, position_ids=positions, use_cache=False).logits.float()
-    got = hidden.float() @ output_head(model).float().T
+        got = head_of(model).logits(hidden_states(model, ids=ids, positions=positions))
+        with autocast(model), quiet():
+            expected = model(input_ids=ids).logits[:, -8:].float()
     if got.shape != expected.shape or not torch.allclose(got, expected, rtol=0.02, atol=0.02 * float(expected.std())):
         raise ModelError(
-            f"model {spec!r} ({model.config.model_type}): got logits that are not hidden states times a matrix, "
-            "expected a plain linear output head (no bias, soft-capping or scaling)"
+            f"{place}: got logits that are not its final hidden states under its output head (a scale, or an adapter "
+            "that works outside the layers); such a model cannot be measured yet"
         )
-
-
-def attach_adapter(base: Base, adapter: Adapter, *, seed: int) -> Tuned:
-    """Put a fresh, trainable adapter on a base, in place; the model's function does not change until it is trained.
-
-    Adapter weights are float32 whatever the base's precision. Initialised from `seed` alone.
-
-    Raises:
-        ModelError: the base has none of the named modules.
-    """
-    modules = adapter.target_modules
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=adapter.r,
-        lora_alpha=int(adapter.lora_alpha) if adapter.lora_alpha.is_integer() else adapter.lora_alpha,  # type: ignore[arg-type]
-        use_rslora=adapter.use_rslora,
-        lora_dropout=adapter.lora_dropout,
-        target_modules=modules if isinstance(modules, str) else list(modules),
-    )
-    try:
-        with torch.random.fork_rng(), _quiet_transformers():
-            torch.manual_seed(seed)
-            tuned = peft.get_peft_model(base, config)
-    except ValueError as error:
-        raise ModelError(f"adapter cannot be put on {base.config.model_type}: {_first_line(error)}") from error
-    _check_head_frozen(tuned, "adapter.target_modules")
-    return tuned
-
-
-def load_adapter(base: Base, folder: str) -> Tuned:
-    """Put a trained PEFT adapter folder on a base, in place, frozen.
-
-    Raises:
-        ModelError: not an adapter folder, made for other shapes, or it changes the output head.
-    """
-    if not (Path(folder) / "adapter_config.json").is_file():
-        raise ModelError(f"got {folder!r}, expected a PEFT adapter folder with an adapter_config.json in it")
-    try:
-        with _quiet_transformers():
-            tuned = peft.PeftModel.from_pretrained(base, folder, is_trainable=False)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        raise ModelError(f"adapter {folder!r} cannot be put on this base: {_first_line(error)}") from error
-    for name, parameter in tuned.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ModelError(f"adapter {folder!r}: got NaN or infinity in {name}, expected finite weights")
-    _check_head_frozen(tuned, folder)
-    return tuned.eval()
-
-
-def _check_head_frozen(tuned: Tuned, place: str) -> None:
-    """Measuring without the base rests on a shared head: a wrapped one is an adapter's or a trained copy."""
-    head = _causal(tuned).get_output_embeddings()
-    if type(head).__module__.startswith("peft") or head.weight.requires_grad:
-        raise ModelError(f"got an adapter that changes the output head at {place}, expected the base's own head")
-
-
-def save_adapter(tuned: Tuned, folder: Path) -> None:
-    """Write an adapter as an ordinary PEFT folder; it is complete once this returns, and only then."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
-        tuned.save_pretrained(making, save_embedding_layers=False)
-        Path(making).rename(folder)
-        Path(making).mkdir()  # for the context manager to remove
-
-
-def detach_adapter(tuned: Tuned) -> Base:
-    """Take the adapter off again and give back the base, bit for bit as it was; nothing is merged or un-merged."""
-    unload: Any = tuned.unload
-    base: Base = unload()
-    base.requires_grad_(False).eval()
-    return base
 
 
 def adafactor(
@@ -258,24 +225,85 @@ def hidden_states(
 
     `positions` restart at 0 where a new document starts inside a row; attention never crosses such a border. Right
     padding needs no mask, because a causal model's earlier positions cannot see it. A bf16 model multiplies in bf16 and
-    keeps float32 adapters' weights in float32 (autocast); everything else follows the weights' own precision.
+    keeps float32 adapters' weights in float32 (autocast); everything else follows the weights' own precision. A
+    model's logit scale is multiplied in. Adapters that put virtual tokens before the text ignore `positions`.
     """
-    head = output_head(model)
-    body: Any = _causal(model).get_decoder()
-    with torch.autocast(head.device.type, torch.bfloat16, enabled=head.dtype == torch.bfloat16):
-        states: Tensor = body(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
-    return states
+    body: Any = causal(model).get_decoder()
+    with autocast(model):
+        if prompted(model):
+            states = _prompted_states(model, body, ids)
+        else:
+            states = body(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    scale = _logit_scale(causal(model))
+    return states if scale == 1 else states * scale
+
+
+def _prompted_states(model: Any, body: torch.nn.Module, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+    """Virtual tokens are put in by the adapter's own forward, so what its decoder gives back is caught on the way."""
+    caught: list[Tensor] = []
+    hook = body.register_forward_hook(lambda _module, _inputs, output: caught.append(output.last_hidden_state))
+    try:
+        with quiet():
+            model(input_ids=ids, use_cache=False, logits_to_keep=1)
+    finally:
+        hook.remove()
+    return caught[-1][:, -ids.shape[1] :]
+
+
+def prompted(model: Base | Tuned) -> bool:
+    """Whether an adapter works by virtual tokens before the text."""
+    return isinstance(model, Tuned) and bool(model.active_peft_config.is_prompt_learning)
+
+
+def autocast(model: Base | Tuned) -> torch.autocast:
+    """Products in bf16 where the model's weights are."""
+    weight = causal(model).get_input_embeddings().weight
+    return torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16)
+
+
+def _logit_scale(model: Any) -> float:
+    config = model.config.get_text_config()
+    if getattr(config, "logits_scaling", None):  # Granite divides
+        return 1 / float(config.logits_scaling)
+    return float(getattr(config, "logit_scale", None) or 1)  # Cohere multiplies
 
 
 def output_head(model: Base | Tuned) -> Float[Tensor, "v d"]:
-    """The output head's matrix."""
-    weight: Tensor = _causal(model).get_output_embeddings().weight
+    """The output head's own matrix, without any adapter's or bias's part; see `head_of`."""
+    weight: Tensor = causal(model).get_output_embeddings().weight
     return weight
 
 
-def _causal(model: Base | Tuned) -> Any:
+def head_of(model: Base | Tuned) -> Head:
+    """The head as the model applies it: its own matrix, or what an adapter or trained copy around it amounts to."""
+    head = causal(model).get_output_embeddings()
+    softcap = getattr(causal(model).config.get_text_config(), "final_logit_softcapping", None)
+    if type(head) is torch.nn.Linear:
+        return Head(
+            weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach(), softcap=softcap
+        )
+    # A wrapped linear map is its values at the unit vectors, less its value at 0; float32, lest an update be rounded.
+    exact = copy.deepcopy(head).float()
+    unit = torch.eye(causal(model).get_input_embeddings().weight.shape[1], device=model.device)
+    with torch.no_grad(), torch.autocast(unit.device.type, enabled=False):
+        bias = exact(unit[:1] * 0)[0]
+        weight = (exact(unit) - bias).T.contiguous()
+    narrow = weight.to(output_head(model).dtype)
+    weight = narrow if torch.equal(narrow.float(), weight) else weight
+    return Head(weight=weight, bias=bias if bias.any() else None, softcap=softcap)
+
+
+def causal(model: Base | Tuned) -> Any:
     """The language model itself, inside an adapter's wrapper or not."""
     return model.get_base_model() if isinstance(model, Tuned) else model
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """Hex SHA-256 of all that decides how a tokenizer cuts text: its model, its special tokens, its template."""
+    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    content = repr((backend, sorted(special.items()), tokenizer.chat_template))
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def weights_fingerprint(model: Base) -> str:
@@ -287,12 +315,13 @@ def weights_fingerprint(model: Base) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Of another library's message: enough to know what it means."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Transformers' and peft's own progress bars, notices and deprecations off; their errors still raise."""
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()

@@ -1,16 +1,24 @@
-"""A study's page and figures as files: what `reporting` and `figures` make, written where a person will look."""
+"""Pages, figures and tables as files, written where a person will look: of a study of runs, and of a measurement."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from holdfast import figures
-from holdfast.errors import FitError, ResourceError
+from holdfast.display import visible
+from holdfast.errors import DataError, FitError, ResourceError
+from holdfast.evidence import CorpusReport
+from holdfast.forgetting import ForgettingReport
+from holdfast.forgetting_page import forgetting_page
 from holdfast.laws import Laws, fit, points
 from holdfast.planning import Plan, plan
 from holdfast.reporting import report
@@ -85,6 +93,135 @@ def _draw(table: pd.DataFrame, laws: Laws, folder: Path) -> tuple[Path, ...]:
         (folder / f"{name}.png").write_bytes(figures.png(chart))
         (folder / f"{name}.svg").write_text(figures.svg(chart), encoding="utf-8")
     return tuple(sorted(folder.iterdir()))
+
+
+LIBRARIES = ("holdfast", "torch", "transformers", "peft", "safetensors", "numpy")
+"""Whose versions may move a measurement's numbers."""
+
+CARD_METRICS = {
+    "kl_base_tuned": "Forgetting, KL(base||tuned), nats per token",
+    "agreement": "Next-token choices that are still the base's, share of tokens",
+}
+"""What a model card says of each text, with its unit."""
+
+
+def publish_measurement(
+    report: ForgettingReport,
+    *,
+    html: Path | None,
+    parquet: Path | None,
+    model_card: Path | None,
+    max_forgetting: float | None,
+    commands: Sequence[str],
+) -> None:
+    """Write what was measured, each file whole or not at all; None leaves one out.
+
+    `html` is a page for people; `parquet` is `report.to_frame()`, the sums per document that every mean is a ratio of;
+    `model_card` is the YAML front matter of a model card, with a `model-index` of the last checkpoint's forgetting and
+    agreement on each text; a card that is there keeps all else it says.
+
+    Raises:
+        DataError: a table or card was asked for and no checkpoint could be measured, or the card there is not one.
+        ResourceError: a file cannot be written.
+    """
+    if html is not None:
+        page = forgetting_page(
+            report,
+            max_forgetting=max_forgetting,
+            title=_measured_title(report),
+            commands=commands,
+            provenance=_measured_provenance(report),
+        )
+        with _room_for(html):
+            write_text(html, page)
+    for path in (parquet, model_card):
+        if path is not None and not any(checkpoint.texts for checkpoint in report.checkpoints):
+            raise DataError(f"got no checkpoint that could be measured, expected one, for {path}")
+    if parquet is not None:
+        with _room_for(parquet):
+            _write_parquet(parquet, report.to_frame())
+    if model_card is not None:
+        with _room_for(model_card):
+            write_text(model_card, _card(report, model_card))
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """The folder of a file made; what keeps the file from being written there is a refusal of ours."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ResourceError(f"what was measured cannot be written: {error.strerror or error}, at {path}") from error
+
+
+def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    """Elsewhere, flush, rename, as `write_text` does."""
+    made = path.with_name(f".{path.name}.making")
+    with made.open("wb") as file:
+        frame.to_parquet(file, index=False)
+        file.flush()
+        os.fsync(file.fileno())
+    made.replace(path)
+
+
+def _card(report: ForgettingReport, path: Path) -> str:
+    """A model card with our results in its `model-index`: the one at this place, or one of nothing else."""
+    last = [checkpoint for checkpoint in report.checkpoints if checkpoint.texts][-1]
+    results = [_eval_result(text, metric) for text in last.texts.values() for metric in CARD_METRICS]
+    name = visible("/".join(last.name.rstrip("/").split("/")[-2:]))  # a card is published; where a folder lay is not
+    if not path.exists():
+        data = ModelCardData(model_name=name, eval_results=results)
+        return f"---\n{data.to_yaml()}\n---\n"
+    try:
+        card = ModelCard(path.read_text(encoding="utf-8"))
+    except Exception as error:  # a parser's own error, of a library that is not ours to import
+        raise DataError(
+            f"got a model card that cannot be read ({error}), expected YAML front matter, at {path}"
+        ) from error
+    data = cast(ModelCardData, card.data)
+    others = [result for result in data.eval_results or () if result.metric_type not in CARD_METRICS]
+    data.eval_results = others + results
+    data.model_name = data.model_name or name
+    return str(card)
+
+
+def _eval_result(text: CorpusReport, metric: str) -> EvalResult:
+    estimate, name = text.estimate(metric), visible(text.corpus)
+    low, high = estimate.interval()
+    known = {} if estimate.n < 2 else {"stderr": estimate.stderr, "interval_95": [low, high]}
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=name,
+        dataset_name=name,
+        metric_type=metric,
+        metric_name=CARD_METRICS[metric],
+        metric_value=estimate.value,
+        metric_args={"documents": estimate.n, "scored_tokens": text.scored_tokens, **known},
+    )
+
+
+def _measured_title(report: ForgettingReport) -> str:
+    names = [checkpoint.name for checkpoint in report.checkpoints]
+    tuned = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    return f"What {tuned} forgot of {report.base}"
+
+
+def _measured_provenance(report: ForgettingReport) -> dict[str, Any]:
+    """What a measurement rests on: models, settings, how each was computed, versions."""
+    return {
+        "base": report.base,
+        "quantised": report.quantised or "no",
+        "dtype": report.dtype,
+        "device": report.device,
+        "context": f"{report.context} tokens",
+        "measured by": {
+            checkpoint.name: f"{checkpoint.method}{', merged into the base' if checkpoint.merged else ''}"
+            for checkpoint in report.checkpoints
+            if checkpoint.method is not None
+        },
+        "versions": {library: version(library) for library in LIBRARIES},
+    }
 
 
 def _title(runs: Sequence[Run]) -> str:

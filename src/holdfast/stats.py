@@ -116,6 +116,21 @@ def ratio_of_sums(numerators: npt.ArrayLike, counts: npt.ArrayLike) -> Estimate:
     return Estimate(value=value, stderr=math.sqrt((documents - 1) / documents * float(moves @ moves)), n=documents)
 
 
+def paired_difference(
+    numerators: npt.ArrayLike, others: npt.ArrayLike, counts: npt.ArrayLike
+) -> tuple[Estimate, float]:
+    """Difference of two means over the same tokens, and the two-sided p-value of there being none.
+
+    Both as sums per document, as in `ratio_of_sums`: the estimate is that of the differences, clustered by document,
+    so what makes a document hard for both cancels. The p-value is Student's t's with documents − 1 degrees of freedom;
+    1 where nothing differs, nan for one document.
+    """
+    difference = ratio_of_sums(np.asarray(numerators, dtype=np.float64) - np.asarray(others, dtype=np.float64), counts)
+    if difference.stderr == 0:
+        return difference, 1.0 if difference.value == 0 else 0.0
+    return difference, 2 * float(stdtr(difference.n - 1, -abs(difference.value) / difference.stderr))
+
+
 def clustered_covariance(*, scores: FloatArray, curvatures: FloatArray, clusters: npt.ArrayLike) -> FloatArray:
     """Covariance (k, k) of k parameters fitted to n points that come in G clusters, such as the checkpoints of a run.
 

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from holdfast import models
+from holdfast import adapters, models
 from holdfast.config import RunConfig, Study, read_study
 from holdfast.errors import DataError, ModelError
 from holdfast.store import State, read_run, recording, tabulate
@@ -86,13 +86,13 @@ def _make(
 ) -> tuple[State, str | None]:
     """Make one run in its folder; returns how it ended and why."""
     started = time.monotonic()
-    tuned = models.attach_adapter(bench.base, config.adapter, seed=config.seed)
+    tuned = adapters.attach_adapter(bench.base, config.adapter, seed=config.seed)
     try:
         origin = provenance(bench, texts) | {"trainable_params": models.trainable_params(tuned)}
         with recording(config, root=root, provenance=origin) as recorder:
             try:
                 train(tuned, config, bench, record=recorder.append, tell=tell)
-                models.save_adapter(tuned, recorder.folder / "adapter")
+                adapters.save_adapter(tuned, recorder.folder / "adapter")
             except Diverged as error:
                 recorder.fail("diverged", str(error))
                 return "diverged", str(error)
@@ -106,7 +106,7 @@ def _make(
             recorder.finish({"wall_time_s": time.monotonic() - started, "finished_at": datetime.now(UTC).isoformat()})
             return "done", None
     finally:
-        models.detach_adapter(tuned)
+        adapters.detach_adapter(tuned)
 
 
 def _resolved(configs: Sequence[RunConfig], device: str) -> list[RunConfig]:

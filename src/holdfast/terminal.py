@@ -6,10 +6,11 @@ Results go to stdout, everything else to stderr. Text that came from a file or a
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.markup import escape as escape_markup
@@ -17,6 +18,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from holdfast.display import visible
+from holdfast.evidence import QUANTILES, UNMEASURABLE
+from holdfast.stats import rounded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,10 +27,12 @@ if TYPE_CHECKING:
     from holdfast import sweeps, training
     from holdfast.config import Study
     from holdfast.errors import HoldfastError
+    from holdfast.evidence import CorpusReport
+    from holdfast.forgetting import Checkpoint, ForgettingReport
     from holdfast.laws import Fit, Laws
-    from holdfast.meter import ForgettingReport
     from holdfast.planning import Plan
     from holdfast.publishing import Published
+    from holdfast.stats import Estimate
 
 LEVEL = 0.9
 """Of every interval printed beside a law or a plan."""
@@ -129,18 +134,140 @@ def sweep_with_progress(study: Study | Path, *, out: Path, device: str, retry_fa
         return sweeps.sweep(study, out=out, device=device, retry_failed=retry_failed, tell=progress)
 
 
-def show_forgetting(reports: Iterable[ForgettingReport]) -> None:
-    """Forgetting on each text in nats per token, and what else changed."""
-    for report in reports:
-        low, high = report.kl_base_tuned.interval()
-        interval = "no interval" if math.isnan(low) else f"95 % interval {low:.3g} to {high:.3g}"
-        evidence = f"{report.kl_base_tuned.n} documents, {int(report.count.sum()):,} tokens"
-        out().print(f"[bold]{escape(report.corpus)}[/]  [dim]{evidence}[/]")
-        grid = Table.grid(padding=(0, 3))
-        grid.add_row("  forgetting", str(report.kl_base_tuned), f"nats per token, KL(base‖tuned); {interval}")
-        grid.add_row("  agreement", str(report.agreement), "of next-token choices are still the base's")
-        grid.add_row("  loss on the text", str(report.nll), f"nats per token; base {report.base_nll}")
-        out().print(grid)
+class MeasureProgress:
+    """Follows `holdfast.measure`: a bar in a terminal, nothing elsewhere. A class because it holds the bar."""
+
+    def __init__(self) -> None:
+        console = err()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %  {task.fields[left]}"),
+        )
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bars.add_task("", total=1.0, left="")
+        self._began: tuple[float, float] | None = None
+
+    def __enter__(self) -> MeasureProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, what: str, share: float) -> None:
+        """Show what is being measured now."""
+        if self._began is None and share > 0:  # what was kept of the base counts at once, and would mislead
+            self._began = time.monotonic(), share
+        left = ""
+        if self._began is not None and share > self._began[1]:
+            seconds, before = time.monotonic() - self._began[0], self._began[1]
+            left = f"about {duration(seconds / (share - before) * (1 - share))} left"
+        self._bars.update(self._task, description=escape(what), completed=share, left=left)
+
+
+def show_measurement(report: ForgettingReport, max_forgetting: float | None) -> None:
+    """Forgetting of every model on every text, then of the last model where it lies; then what could be mistaken."""
+    table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
+    several = len(report.checkpoints) > 1
+    if not several:
+        out().print(f"[bold]{escape(_model(report.checkpoints[0]))}[/] against {escape(report.base)}", soft_wrap=True)
+    for heading, justify in _MEASURED if several else _MEASURED[1:]:
+        table.add_column(heading, justify=justify, overflow="fold")
+    for checkpoint, text in report.rows():
+        verdict = text.verdict(max_forgetting)
+        said = f"[{_COLOURS[verdict]}]{verdict}[/]" if text.role == "retain" else "[dim]the task itself[/]"
+        cells = (f"[bold]{text.kl_base_tuned}[/]", _interval(text), _percent(text.agreement), said)
+        table.add_row(*([escape(_model(checkpoint))] if several else []), escape(text.corpus), *cells)
+    out().print(table)
+    for name, text in report.quantisation.items():
+        out().print(f"quantising alone  {escape(name)}  {text.kl_base_tuned} nats per token, {_interval(text)}")
+    for checkpoint in report.checkpoints:
+        if checkpoint.failure:
+            out().print(f"[red]not measured[/] {escape(_model(checkpoint))}: {escape(checkpoint.failure)}")
+    measured = [checkpoint for checkpoint in report.checkpoints if checkpoint.texts]
+    for text in measured[-1].texts.values() if measured else ():
+        _show_where(text)
+    if len(measured) > 1:
+        _show_difference(measured[-2], measured[-1])
+    show_warnings(str(finding) for finding in report.all_findings())
+
+
+_MEASURED: tuple[tuple[str, Literal["left", "right"]], ...] = (
+    ("model", "left"), ("text", "left"), ("forgetting,\nnats/token", "right"), ("\n95 % interval", "right"),
+    ("same next\ntoken", "right"), ("\nverdict", "left"),
+)  # fmt: skip
+
+_COLOURS = {
+    "within budget": "green", "over budget": "bold red", UNMEASURABLE: "yellow", "forgetting measured": "default",
+    "identical": "green",
+}  # fmt: skip
+
+SHOWN_PASSAGES = 3
+
+
+def _show_where(text: CorpusReport) -> None:
+    """Of one text: the tails, the kinds of token, the passages that fell most."""
+    amount = f"{text.documents} documents, {text.scored_tokens:,} tokens"
+    shows = f"this much text shows differences of {text.minimum_detectable_effect:.2g}"
+    out().print(f"\n[bold]{escape(text.corpus)}[/]  [dim]{amount}; {shows}[/]")
+    tails = (f"{_QUANTILE_NAMES[q]} {rounded_estimate(text.quantile(q))}" for q in QUANTILES)
+    kinds = (f"{name} {rounded_estimate(kl)}" for name, (kl, _) in text.by_kind().items())
+    low, high = text.excess_nll.interval()
+    grid = Table.grid(padding=(0, 3))
+    grid.add_row("  single tokens", ", ".join(tails))
+    grid.add_row("  by kind", ", ".join(kinds))
+    grid.add_row("  loss on the text", f"{text.nll}, base {text.base_nll}; change {low:+.2g} to {high:+.2g}")
+    out().print(grid)
+    if text.passages:
+        out().print("  passages whose probability fell most (picked, not at random)")
+    for passage in text.passages[:SHOWN_PASSAGES]:
+        before, after = (re.sub(r"\s+", " ", part) for part in (passage.before[-60:], passage.after[:30]))
+        token = escape(passage.token if passage.token.strip() else repr(passage.token))
+        out().print(f"    …{escape(before)}[bold]«{token}»[/]{escape(after)}…", soft_wrap=True)
+        base_says, tuned_says = (escape(repr(said)) for said in (passage.base_says, passage.tuned_says))
+        out().print(
+            f"       [dim]{math.exp(-passage.base_nll):.0%} → {math.exp(-passage.nll):.0%}; base would say {base_says} "
+            f"({passage.base_says_probability:.0%}), tuned {tuned_says} ({passage.tuned_says_probability:.0%})[/]"
+        )
+
+
+_QUANTILE_NAMES = {0.5: "half below", 0.95: "95 %", 0.99: "99 %", 0.999: "99.9 %"}
+
+
+def _show_difference(before: Checkpoint, last: Checkpoint) -> None:
+    """A paired test between the last two models, on every text."""
+    out().print()
+    for name, text in last.texts.items():
+        if name not in before.texts:
+            continue
+        difference, p = text.compare(before.texts[name])
+        chance = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+        out().print(
+            f"{escape(_model(last))} forgot {difference} nats per token more than {escape(_model(before))} on "
+            f"{escape(name)} [dim](paired by document, {chance})[/]", soft_wrap=True,
+        )  # fmt: skip
+
+
+def _model(checkpoint: Checkpoint) -> str:
+    """The last two parts of a path are enough to know a model by."""
+    name = "/".join(checkpoint.name.rstrip("/").split("/")[-2:])
+    return name if checkpoint.step is None or str(checkpoint.step) in name else f"{name} (step {checkpoint.step})"
+
+
+def _interval(text: CorpusReport) -> str:
+    kl = text.kl_base_tuned
+    low, high = kl.interval()
+    return "unknown" if math.isnan(low) else f"{rounded(low, kl.stderr)} to {rounded(high, kl.stderr)}"
+
+
+def _percent(share: Estimate) -> str:
+    return f"{100 * share.value:.1f} %"
+
+
+def rounded_estimate(estimate: Estimate) -> str:
+    """A value alone, with the digits its error deserves."""
+    return rounded(estimate.value, estimate.stderr)
 
 
 def show_laws(laws: Laws) -> None:

@@ -19,7 +19,8 @@ from holdfast import models
 from holdfast.config import Optimizer, RunConfig
 from holdfast.corpora import Block, Corpus, Tokens, packed_batches, read_corpus, split, tokenise
 from holdfast.errors import DataError, ModelError
-from holdfast.meter import ForgettingReport, ObservedBase, measure_on, observe_base
+from holdfast.evidence import CorpusReport
+from holdfast.meter import ObservedBase, measure_on, observe_base
 from holdfast.models import Base, Tuned
 from holdfast.store import QUANTITIES, Role, Row
 
@@ -35,7 +36,7 @@ class Event:
     share: float
     loss: float
     role: Role | None
-    report: ForgettingReport | None
+    report: CorpusReport | None
 
 
 class Diverged(Exception):  # noqa: N818  (a state of a run, not a mistake)
@@ -173,7 +174,7 @@ def prepare(config: RunConfig, texts: Texts, *, device: str) -> Workbench:
     training = tuple(tokenise(document, tokenizer) for document in texts.training.documents)
     base = models.load_base(config.model, dtype=config.dtype, device=device)
     observed = tuple(
-        (role, observe_base(base, corpus, tokenizer=tokenizer, context=config.context))
+        (role, observe_base(base, corpus, role=role, tokenizer=tokenizer, context=config.context))
         for role, corpus in texts.measured
     )
     return Workbench(
@@ -225,14 +226,14 @@ def train(
             tell(Event(step=step + 1, share=done / work, loss=loss, role=None, report=None))
 
 
-def _measure(tuned: Tuned, observed: ObservedBase, step: int) -> ForgettingReport:
+def _measure(tuned: Tuned, observed: ObservedBase, step: int) -> CorpusReport:
     try:
         return measure_on(tuned, observed)
     except ModelError as error:
         raise Diverged(f"step {step}: {error}") from error
 
 
-def _check_control(report: ForgettingReport) -> None:
+def _check_control(report: CorpusReport) -> None:
     if report.sums["kl_base_tuned"].any() or (report.sums["agreement"] != report.count).any():
         raise ModelError(
             f"step 0: got forgetting {report.kl_base_tuned.value:.3g} and agreement {report.agreement.value:.6g} "
@@ -240,7 +241,7 @@ def _check_control(report: ForgettingReport) -> None:
         )
 
 
-def _rows(report: ForgettingReport, *, role: Role, step: int, tokens: int) -> list[Row]:
+def _rows(report: CorpusReport, *, role: Role, step: int, tokens: int) -> list[Row]:
     estimates = {quantity: report.estimate(quantity) for quantity in QUANTITIES}
     return [
         Row(

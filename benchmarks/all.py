@@ -1,0 +1,122 @@
+"""Run every benchmark and write its tables to docs/benchmarks.md: `make bench`, half an hour on two quiet cores.
+
+llama.cpp's needs its tools: LLAMA_CPP=folder/of/llama-perplexity make bench. Without them its table is left as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+DTYPES = ("float32", "bfloat16")
+
+
+def result(script: str, *arguments: str) -> dict[str, Any]:
+    """What a benchmark printed; its other output goes to this one's stderr."""
+    command = [sys.executable, str(HERE / script), *arguments]
+    print(*command, file=sys.stderr)
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    found: dict[str, Any] = json.loads(printed[printed.index("{\n") :])
+    print(json.dumps(found), file=sys.stderr)
+    return found
+
+
+def table(*rows: tuple[object, ...]) -> str:
+    """Markdown, the first row its head."""
+    lines = [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def spread(found: dict[str, Any]) -> str:
+    """A ratio of medians with its rounds' range."""
+    return f"**{found['ratio']}×** ({min(found['rounds_ratio'])} to {max(found['rounds_ratio'])})"
+
+
+def against_naive() -> str:
+    """One checkpoint against two models in one loop."""
+    rows: list[tuple[object, ...]] = [
+        ("precision", "ours, scored tokens/s", "naive", "ratio (rounds)", "KL ours", "KL naive", "MB above weights")
+    ]
+    for dtype in DTYPES:
+        found = result("measure.py", "--dtype", dtype)
+        speed, kl, memory = found["scored_tokens_per_s"], found["kl"], found["peak_above_weights_mb"]
+        rows.append(
+            (
+                dtype, speed["ours"], speed["naive"], spread(found), f"{kl['ours']:.6f}", f"{kl['naive']:.6f}",
+                f"{memory['ours']} against {memory['naive']}",
+            )
+        )  # fmt: skip
+    return table(*rows)
+
+
+def against_llama_cpp(folder: str) -> str:
+    """One checkpoint against llama-perplexity."""
+    rows: list[tuple[object, ...]] = [
+        (
+            "precision", "ours, scored tokens/s", "llama.cpp", "ratio (rounds)", "KL ours, its tokens",
+            "KL llama.cpp, its tokens", "bytes kept a token",
+        )
+    ]  # fmt: skip
+    for dtype in DTYPES:
+        found = result("llama_cpp.py", folder, "--dtype", dtype)
+        speed, kept = found["scored_tokens_per_s"], found["bytes_kept_per_token"]
+        ours, theirs = (
+            f"{kl[0]:.5f} ± {kl[1]:.5f}" for kl in (found["kl"]["ours, its tokens"], found["kl"]["llama.cpp"])
+        )
+        rows.append(
+            (
+                dtype, speed["ours"], speed["llama.cpp"], spread(found), ours, theirs,
+                f"{kept['ours']:,} against {kept['llama.cpp']:,}",
+            )
+        )  # fmt: skip
+    return table(*rows)
+
+
+def ten_checkpoints() -> str:
+    """A trajectory in one call."""
+    found = result("checkpoints.py")
+    ten, single = found["seconds"].values()
+    head = ("checkpoints", "one call, nothing kept of the base, s", "ten calls, base kept, s", "ratio", "numbers equal")
+    return table(head, (10, ten, single, f"**{found['ratio']}×**", "yes" if found["equal"] else "no"))
+
+
+def precision() -> str:
+    """Errors against float64."""
+    found = result("precision.py")
+    columns = ("float32 merged", "float32 unmerged", "bfloat16 unmerged", "bfloat16 merged")
+    rows: list[tuple[object, ...]] = [("KL in float64, nats per token", *columns)]
+    for row in found["kl"]:
+        errors = (f"{row[column] - row['float64']:+.1e}" if row[column] else "exactly 0" for column in columns)
+        rows.append((f"{row['float64']:.6f}", *errors))
+    return table(*rows)
+
+
+def replaced(page: str, name: str, content: str) -> str:
+    """The page with what stands between a table's marks replaced."""
+    marks = f"<!-- {name} -->\n", f"\n<!-- end {name} -->"
+    return re.sub(f"{marks[0]}.*?{marks[1]}", lambda _: marks[0] + content + marks[1], page, flags=re.S)
+
+
+def main() -> None:
+    """Run all, one after another, and write each table as soon as it is known."""
+    made = {"precision": precision, "naive": against_naive, "checkpoints": ten_checkpoints}
+    if folder := os.environ.get("LLAMA_CPP"):
+        made["llama.cpp"] = lambda: against_llama_cpp(folder)
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+    machine = f"{os.cpu_count()} cores, {platform.machine()}; Python {platform.python_version()}, {libraries}"
+    for name, make in {"machine": lambda: machine, **made}.items():
+        content = make()
+        PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), name, content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The only file that puts PEFT adapters on models: fresh or trained, merged, saved, taken off again."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors import SafetensorError
+
+from holdfast.config import Adapter
+from holdfast.errors import ModelError
+from holdfast.models import Base, Tuned, causal, check_finite, check_head, first_line, prompted, quiet
+
+
+def attach_adapter(base: Base, adapter: Adapter, *, seed: int) -> Tuned:
+    """Put a fresh, trainable adapter on a base, in place; the model's function does not change until it is trained.
+
+    Adapter weights are float32 whatever the base's precision. Initialised from `seed` alone.
+
+    Raises:
+        ModelError: the base has none of the named modules.
+    """
+    modules = adapter.target_modules
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=int(adapter.lora_alpha) if adapter.lora_alpha.is_integer() else adapter.lora_alpha,  # type: ignore[arg-type]
+        use_rslora=adapter.use_rslora,
+        lora_dropout=adapter.lora_dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+    )
+    try:
+        with torch.random.fork_rng(), quiet():
+            torch.manual_seed(seed)
+            tuned = peft.get_peft_model(base, config)
+    except ValueError as error:
+        raise ModelError(f"adapter cannot be put on {base.config.model_type}: {first_line(error)}") from error
+    _check_head_frozen(tuned, "adapter.target_modules")
+    return tuned
+
+
+def load_adapter(base: Base, folder: str) -> Tuned:
+    """Put a trained PEFT adapter folder on a base, in place, frozen; whatever method PEFT knows.
+
+    Raises:
+        ModelError: not an adapter folder, made for other shapes, not finite, or it works where we could not see it.
+    """
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise ModelError(f"got {folder!r}, expected a PEFT adapter folder with an adapter_config.json in it")
+    try:
+        with torch.random.fork_rng(), quiet():
+            tuned = peft.PeftModel.from_pretrained(base, folder, is_trainable=False)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        raise ModelError(f"adapter {folder!r} cannot be put on this base: {first_line(error)}") from error
+    check_finite(tuned, f"adapter {folder!r}")
+    tuned.requires_grad_(False).eval()
+    check_head(tuned, f"adapter {folder!r}")
+    return tuned
+
+
+def _check_head_frozen(tuned: Tuned, place: str) -> None:
+    """Training computes its loss under the base's own head: a wrapped one is an adapter's or a trained copy."""
+    head = causal(tuned).get_output_embeddings()
+    if type(head).__module__.startswith("peft") or head.weight.requires_grad:
+        raise ModelError(f"got an adapter that changes the output head at {place}, expected the base's own head")
+
+
+def merged(tuned: Tuned) -> Base | None:
+    """The model with its adapter merged into its weights, in place; None where that cannot be done exactly.
+
+    Merging spends the model: its weights are the base's no longer, and it is never un-merged. Not merged are virtual
+    tokens, adapters on a quantised base (merging would quantise anew), on the output head (a tied embedding would
+    change with it), and in 16-bit weights, whose rounding swallows small updates.
+    """
+    model = causal(tuned)
+    wrapped_head = type(model.get_output_embeddings()) is not torch.nn.Linear
+    rounded = model.get_input_embeddings().weight.dtype != torch.float32
+    if prompted(tuned) or wrapped_head or rounded or getattr(model, "is_quantized", False):
+        return None
+    try:
+        with quiet():
+            whole: Any = tuned.merge_and_unload(safe_merge=True)
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        raise ModelError(f"adapter cannot be merged: {first_line(error)}") from error
+    plain: Base = whole.requires_grad_(False).eval()
+    return plain
+
+
+def save_adapter(tuned: Tuned, folder: Path) -> None:
+    """Write an adapter as an ordinary PEFT folder; it is complete once this returns, and only then."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
+        tuned.save_pretrained(making, save_embedding_layers=False)
+        Path(making).rename(folder)
+        Path(making).mkdir()  # for the context manager to remove
+
+
+def detach_adapter(tuned: Tuned) -> Base:
+    """Take the adapter off again and give back the base, bit for bit as it was; nothing is merged or un-merged."""
+    unload: Any = tuned.unload
+    base: Base = unload()
+    base.requires_grad_(False).eval()
+    return base

@@ -1,0 +1,399 @@
+"""What could be mistaken for forgetting, or hide it: found from a pair's files before anything is measured.
+
+Reads configs, tokenizers and the headers of weight files. No weights are loaded, only the base is ever fetched, and no
+code that comes with a model is run. What cannot be right is refused; what changes how a number reads is a finding.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import gguf
+from safetensors import SafetensorError, safe_open
+
+from holdfast import models
+from holdfast.errors import ModelError
+from holdfast.forgetting import Finding
+from holdfast.models import Tokenizer
+from holdfast.sources import Candidate, read_json
+
+_Found: TypeAlias = Iterator[tuple[str, str]]  # what a finding is, and its consequence
+_Header: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]  # each tensor's type and shape
+
+_JSON = ("adapter_config", "generation_config", "tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
+# Parts of tensors' names: the output head, the embeddings, wrappers' marks, and what is not of the layers' weights.
+_HEADS = ("lm_head", "embed_out", "output_layer")
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings")
+_WRAPPED = ("_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.", ".base_layer.", ".lora_A.", ".lora_B.")
+_ASIDE = re.compile(rf"{'|'.join(_HEADS)}|rotary_emb\.inv_freq$|(attn|attention)\.(masked_)?bias$")
+
+_OTHER_HEADS = re.compile(r"\w+For(SequenceClassification|TokenClassification|QuestionAnswering|RewardModel)\w*")
+
+# Bits of precision of the types that safetensors names.
+_MANTISSA = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
+
+# Settings that change what a model computes from the same weights; the last two are `_rope`'s.
+_FUNCTION = (
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "hidden_act",
+    "hidden_activation", "activation_function", "max_position_embeddings", "sliding_window", "use_sliding_window",
+    "max_window_layers", "layer_types", "attention_chunk_size", "partial_rotary_factor", "rms_norm_eps",
+    "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "attn_logit_softcapping", "final_logit_softcapping",
+    "query_pre_attn_scalar", "logits_scaling", "logit_scale", "embedding_multiplier", "residual_multiplier",
+    "attention_multiplier", "num_experts_per_tok", "norm_topk_prob", "rope theta", "rope scaling",
+)  # fmt: skip
+_APART = "so it is not a fine-tune of this base as far as the files tell, and the number compares two different models"
+_LAYOUT = {
+    "model_type": f"it is another architecture, {_APART}",
+    "hidden_size": f"its layers have another width, {_APART}",
+    "tie_word_embeddings": "only one of the two predicts with its input embeddings; what that changed is in the number",
+}
+
+# Adapters that start by changing the base's own weights, and what becomes of that when PEFT (0.21.2,
+# tuners/lora/layer.py) loads them: all but LoftQ were saved, loaded and compared with the model in memory.
+_CONVERT = "PEFT's path_initial_model_for_weight_conversion saves it without"
+_REPEATED = "the base is loaded as itself and PEFT repeats this, so the number includes what it did"
+_INITS = {
+    "pissa_niter": "PEFT repeats this by a random method, so what is measured is never quite the trained model; "
+    + _CONVERT,
+    "pissa": f"{_REPEATED}; {_CONVERT}",
+    "olora": f"{_REPEATED}; {_CONVERT}",
+    "loftq": f"{_REPEATED}: it quantises the base",
+    "lora_ga": "PEFT does not repeat this, so what is measured, and what others load, is not the trained model; "
+    + _CONVERT,
+    "kasa": f"{_REPEATED}: it cuts the smallest singular values from the base's weights",
+}
+_PARTS = {
+    "holds an output head of its own": "each model is measured with its own, so what changed in it is in the number",
+    "holds input embeddings of its own": "every text is read through them, so what changed in them is in the number",
+    "trained the vectors of single tokens": "a text without these tokens hardly shows what that changed",
+    "trained biases of the base": "switching it off would not give the base back, so the base is loaded as itself",
+    "acts only after certain tokens (aLoRA)": "without them it does nothing, and a 0 there says nothing of forgetting",
+    "stacks the base's layers anew": "what that alone changed is in the number",
+}
+_ALIKE = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+_SNAPSHOT = re.compile(r"models--([^/]+)--([^/]+)/snapshots/")
+_QUANTISED = re.compile(r"bnb|gptq|awq|nf4|fp8|int[48]|(?<![a-z\d])[48]-?bit", re.IGNORECASE)
+_QUANTISED_README = "quantization config was used during training"  # PEFT's words in an adapter's model card
+
+_PROBES = (
+    "The tide turned at 06:45; 12345 gulls didn't care.", "  def f(x):\n\n\treturn {'a': x ** 2}  # two  spaces\r\n",
+    "Ça coûte 3,50 € à Zürich, ﬁnally ①.", "潮が引く。 Прилив 🌊", "<tag> I'LL we've https://a.b/c?d=e_f",
+)  # fmt: skip
+_BASES = "texts are cut, and conversations put into a template, by the base's tokenizer"
+_CUT = f"{_BASES}; where the tuned model is used to other pieces, its surprise at these counts as forgetting"
+_TEMPLATE = f"{_BASES}; on conversations, what the unfamiliar form does to the tuned model counts as forgetting"
+_ADDED = f"{_BASES}, so they never occur; the probability it gives to them counts as moved"
+_RENAMED = f"{_BASES}; where a text has these, the tuned model may read something else in them"
+_ROLES = {
+    "eos_token": "every text ends with the base's; the tuned model's surprise at another end counts as forgetting",
+    "bos_token": "texts begin as the base's tokenizer begins them; what another beginning does counts as forgetting",
+    "pad_token": "padding is never scored, so the number is right; but trained to ignore its end, a model may not stop",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """What a model's files say; `config` is the language model's part of it. A GGUF file has none."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: _Header
+
+    def rows(self) -> int | None:
+        """Of the vocabulary."""
+        size = self.config.get("vocab_size", *self.tensors.get("token_embd.weight", ("", ()))[1][:1])
+        return size if isinstance(size, int) else None
+
+    def quantised(self) -> str | None:
+        """By what method, or in which of GGUF's types."""
+        if self.path.is_file():
+            return ", ".join(sorted({kind for kind, _ in self.tensors.values()} - set(_MANTISSA))) or None
+        config = self.config.get("quantization_config")
+        return str(config.get("quant_method", "bitsandbytes")) if isinstance(config, dict) else None
+
+
+def check_pair(*, base: str, candidate: Candidate, quantised: str | None, tokenizer: Tokenizer) -> tuple[Finding, ...]:
+    """What about a base and a tuned model could be taken for forgetting, or hide it; in seconds, without weights.
+
+    `base` is the base's spec and `tokenizer` its tokenizer; `quantised` is what the tuned model stands on where that is
+    not the base as it is (`4bit`, `8bit` or a model spec).
+
+    Raises:
+        ModelError: a file is damaged, missing or a pickle; or no number about the pair could mean anything.
+    """
+    ours = _read(models.locate(base), adapter=False)
+    theirs = _read(candidate.path, adapter=candidate.adapter)
+    config = candidate.adapter_config
+    parts = [_adapter(ours, theirs, config, base, quantised) if candidate.adapter else _whole(ours, theirs)]
+    parts += [] if quantised else [_quantised(ours, theirs, config)]
+    parts += [_code(theirs), _tokenizers(tokenizer, candidate, theirs.rows() or ours.rows())]
+    return tuple(Finding(what=what, consequence=so) for what, so in itertools.chain(*parts))
+
+
+def check_weights(candidate: Candidate, weights_fingerprint: str, dtype: str) -> tuple[Finding, ...]:
+    """Whether one of our runs trained on these weights; `weights_fingerprint` is `models`', of the unquantised base.
+
+    Silent outside a run's folder, and where the run's precision was not `dtype`: one base has a fingerprint in each.
+
+    Raises:
+        ModelError: the run's files are not readable.
+    """
+    run = candidate.path.parent
+    if not ((run / "provenance.json").is_file() and (run / "config.json").is_file()):
+        return ()
+    prints = read_json(run / "provenance.json").get("fingerprints")
+    recorded = prints.get("weights") if isinstance(prints, dict) else None
+    if recorded in (None, weights_fingerprint) or read_json(run / "config.json").get("dtype") != dtype:
+        return ()
+    what = "the run that made this adapter recorded other weights of its base than these"
+    return (Finding(what=what, consequence="whatever differs between the two bases counts as forgetting"),)
+
+
+def _read(path: Path, *, adapter: bool) -> _Files:
+    if path.is_file():
+        return _Files(path=path, config={}, tensors=_header(path))
+    for file in (path / f"{name}.json" for name in _JSON):
+        if file.is_file():
+            read_json(file)
+    if not adapter and (path / "adapter_config.json").is_file():
+        raise ModelError(f"got an adapter, expected a whole model as the base, at {path / 'adapter_config.json'}")
+    config = {} if adapter and not (path / "config.json").is_file() else read_json(path / "config.json")
+    inner = config.get("text_config")
+    files = _weight_files(path, "adapter_model.safetensors" if adapter else "model.safetensors")
+    tensors = {name: entry for file in files for name, entry in _header(file).items()}
+    if not tensors:
+        raise ModelError(f"got no tensors, expected weights, at {files[0]}")
+    return _Files(path=path, config=config | inner if isinstance(inner, dict) else config, tensors=tensors)
+
+
+def _weight_files(folder: Path, name: str) -> list[Path]:
+    index = folder / f"{name}.index.json"
+    if (folder / name).is_file():
+        return [folder / name]
+    if not index.is_file():
+        pickles = [f.name for f in folder.iterdir() if f.suffix in {".bin", ".pt", ".pth"} and "model" in f.name]
+        got = f"only pickled weights ({min(pickles)}), which can run code" if pickles else "no weights"
+        raise ModelError(f"got {got}, expected safetensors, at {folder / name}")
+    parts = read_json(index).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()) or not parts:
+        raise ModelError(f"got no weight_map, expected the weights' files by name, at {index}")
+    for part in set(parts.values()):
+        if Path(part).name != part or not (folder / part).is_file():
+            raise ModelError(f"got no file {part!r}, expected it as {index.name} names it, at {folder}")
+        absent = {tensor for tensor in parts if parts[tensor] == part} - set(_header(folder / part))
+        if absent:
+            raise ModelError(f"got no tensor {min(absent)}, expected it as {index.name} says, at {folder / part}")
+    return [folder / part for part in sorted(set(parts.values()))]
+
+
+def _header(file: Path) -> _Header:
+    """Opening a safetensors file checks that its header is sound and covers the file to the last byte."""
+    try:
+        if file.suffix == ".gguf":
+            found = gguf.GGUFReader(file).tensors
+            return {t.name: (t.tensor_type.name, tuple(int(n) for n in reversed(t.shape))) for t in found}
+        with safe_open(file, framework="np") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  (not a mapping)
+            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (SafetensorError, OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        why = models.first_line(error)
+        raise ModelError(f"got unreadable weights ({why}), expected a whole file of weights, at {file}") from error
+
+
+def _whole(ours: _Files, theirs: _Files) -> _Found:
+    if theirs.path.is_dir() and ours.path.is_dir():
+        _check_complete(ours, theirs)
+    one, two = ours.rows(), theirs.rows()
+    if one and two and one != two:
+        smaller = "they are compared over the rows both have, the base's probabilities scaled up to sum to 1 there"
+        consequence = "the probability it gives to new rows counts as moved" if two > one else smaller
+        yield f"the tuned model's vocabulary has {two} rows, the base's {one}", consequence
+    yield from _precision(ours, theirs)
+    before, after = _rope(ours.config), _rope(theirs.config)
+    changed = [key for key in (*_LAYOUT, *_FUNCTION) if key in before and key in after and before[key] != after[key]]
+    for key in (key for key in _LAYOUT if key in changed):
+        yield f"{key} is {after[key]!r} in the tuned model and {before[key]!r} in the base", _LAYOUT[key]
+    differ = [f"{key} {after[key]!r} instead of {before[key]!r}" for key in changed if key not in _LAYOUT]
+    if differ and "model_type" not in changed:
+        consequence = "such a setting can change predictions without any training, and that counts as forgetting"
+        yield f"the configs differ: {', '.join(differ)}", consequence
+
+
+def _check_complete(ours: _Files, theirs: _Files) -> None:
+    """What a folder lacks of its model would be made up at random when it is loaded."""
+    other = _OTHER_HEADS.search(str(theirs.config.get("architectures")))
+    if other:
+        place = theirs.path / "config.json"
+        raise ModelError(f"got a {other[0]}, expected a model that predicts next tokens, at {place}")
+    wrapped = [name for name in theirs.tensors if any(mark in name for mark in _WRAPPED)]
+    if wrapped:
+        expected = "a plain model (unwrap or merge it before saving)"
+        raise ModelError(f"got a wrapper's tensor {wrapped[0]}, expected {expected}, at {theirs.path}")
+    before, after = ({name for name in files.tensors if not _ASIDE.search(name)} for files in (ours, theirs))
+    missing = before - after
+    tied = theirs.config.get("tie_word_embeddings", ours.config.get("tie_word_embeddings", True))
+    if not tied and not any(head in name for name in theirs.tensors for head in _HEADS):
+        missing.add("lm_head.weight")
+    alike = all(ours.config.get(key) == theirs.config.get(key) for key in ("model_type", "num_hidden_layers"))
+    if alike and missing and after <= before:  # with other names besides, it may be laid out in another way
+        got = f"weights without {min(missing)} ({len(missing)} missing)"
+        raise ModelError(f"got {got}, expected all that the model has, at {theirs.path}")
+
+
+def _precision(ours: _Files, theirs: _Files) -> _Found:
+    """Of the type that most of the weights have."""
+    one, two = Counter[str](), Counter[str]()
+    for sizes, files in ((one, ours), (two, theirs)):
+        for kind, shape in files.tensors.values():
+            sizes[kind] += math.prod(shape) if kind in _MANTISSA else 0
+    before, after = (max(_MANTISSA, key=lambda kind, of=sizes: of[kind]) for sizes in (one, two))  # type: ignore[misc]
+    if one[before] and two[after] and _MANTISSA[after] < _MANTISSA[before] and not theirs.quantised():
+        alike = "; measured in bfloat16, both are rounded alike" if after == "BF16" else ""
+        consequence = f"the rounding of its weights is part of the number{alike}"
+        yield f"the tuned model is saved in {after}, the base in {before}", consequence
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with rotary positions' base frequency and scaling, wherever it keeps them, and floats to six digits."""
+    found = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in config.items()}
+    scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    scaling = dict(scaling) if isinstance(scaling, dict) else {}
+    theta = scaling.pop("rope_theta", config.get("rope_theta"))
+    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
+    rope = {"rope theta": theta, "rope scaling": None if kind == "default" else {"rope_type": kind, **scaling}}
+    return found if theta is None else found | rope
+
+
+def _quantised(ours: _Files, theirs: _Files, adapter: Mapping[str, Any]) -> _Found:
+    base, tuned, card = ours.quantised(), theirs.quantised(), theirs.path / "README.md"
+    if base:
+        consequence = "what quantising did is not in the number; give the unquantised base, and this one as --quantised"
+        yield f"the base is itself quantised ({base})", consequence
+    if tuned and not adapter:
+        consequence = "the number mixes what quantising and training did; give the quantised base as --quantised"
+        yield f"the tuned model's weights are quantised ({tuned})", consequence
+    hint = _QUANTISED.search(Path(str(adapter.get("base_model_name_or_path"))).name) or adapter.get("use_qalora")
+    said = card.is_file() and _QUANTISED_README in card.read_text(encoding="utf-8", errors="replace")
+    if adapter and not base and (hint or said or tuned):
+        consequence = "here it stands on the base as it is, not on what it was trained on; --quantised does that"
+        yield "the adapter was trained on a quantised base", consequence
+
+
+def _code(theirs: _Files) -> _Found:
+    scripts = sorted(file.name for file in theirs.path.glob("modeling_*.py"))
+    if theirs.config.get("auto_map") or scripts:
+        code = ", ".join(scripts) or "auto_map in config.json"
+        consequence = "it is never run: the standard model of its type is measured, another one where the code differs"
+        yield f"the tuned model comes with code of its own ({code})", consequence
+
+
+def _adapter(ours: _Files, theirs: _Files, config: Mapping[str, Any], base: str, quantised: str | None) -> _Found:
+    _check_adapter(ours, theirs, config)
+    yield from _trained_on(ours, config, base, quantised)
+    init = "kasa" if config.get("kasa_config") else str(config.get("init_lora_weights")).lower()
+    name = next((name for name in _INITS if init.startswith(name)), None)
+    if name:
+        yield f"the adapter began by changing the base's own weights ({name})", _INITS[name]
+    whole = [name for name in theirs.tensors if "token_adapter" not in name]
+    table = {
+        "holds an output head of its own": any(part in name for name in whole for part in _HEADS),
+        "holds input embeddings of its own": any(part in name for name in whole for part in _EMBEDDINGS),
+        "trained the vectors of single tokens": len(whole) < len(theirs.tensors),
+        "trained biases of the base": any(name.endswith(".bias") and "lora_" not in name for name in whole),
+        "acts only after certain tokens (aLoRA)": config.get("alora_invocation_tokens"),
+        "stacks the base's layers anew": config.get("layer_replication"),
+    }
+    for what in (what for what, is_so in table.items() if is_so):
+        yield f"the adapter {what}", _PARTS[what]
+
+
+def _check_adapter(ours: _Files, theirs: _Files, config: Mapping[str, Any]) -> None:
+    """Refuse what PEFT cannot load on this base, or would load in part without saying so."""
+    place = theirs.path / "adapter_config.json"
+    if config.get("task_type") not in (None, "CAUSAL_LM", "FEATURE_EXTRACTION"):
+        raise ModelError(f"got an adapter for {config['task_type']}, expected one for CAUSAL_LM, at {place}")
+    if str(config.get("init_lora_weights")).lower().startswith("corda"):
+        raise ModelError(f"got a CorDA adapter, which PEFT cannot load on its base ({_CONVERT}), at {place}")
+    for name, (_, shape) in theirs.tensors.items():
+        twin = re.sub(r"lora_([AB])\b", lambda found: "lora_B" if found[1] == "A" else "lora_A", name)
+        if twin not in theirs.tensors:
+            raise ModelError(f"got {name} without {twin}, expected both, at {theirs.path}")
+        copied = name.endswith(".weight") and "lora_" not in name and any(p in name for p in _HEADS + _EMBEDDINGS)
+        if copied and ours.rows() and shape[:1] != (ours.rows(),):
+            expected = f"the base's {ours.rows()} rows (merge it into the base it was trained on, and measure that)"
+            raise ModelError(f"got shape {list(shape)} of {name}, expected {expected}, at {theirs.path}")
+
+
+def _trained_on(ours: _Files, config: Mapping[str, Any], base: str, quantised: str | None) -> _Found:
+    named, revision = str(config.get("base_model_name_or_path") or "").replace("\0", ""), config.get("revision")
+    same = _identity(base) | _identity(str(ours.path)) | _identity(quantised or base)
+    consequence = "whatever differs between the two counts as forgetting"
+    if not named:
+        yield "the adapter does not name its base", f"if that was another than this one, {consequence}"
+    elif not _identity(named) & same:
+        there = Path(named) / "config.json"
+        if there.is_file() and all(read_json(there).get(key) == ours.config.get(key) for key in _ALIKE):
+            consequence = f"architecture and sizes are the same, but if the weights are not, {consequence}"
+        yield f"the adapter was trained on {named}, not on {base}", consequence
+    elif revision and "@" in base and not base.endswith(f"@{revision}"):
+        yield f"the adapter was trained on revision {revision}, not on {base}", consequence
+
+
+def _identity(spec: str) -> set[str]:
+    """What a model can be recognised by: its place on this machine, and its name on the hub."""
+    snapshot, path = _SNAPSHOT.search(spec), Path(spec)
+    hub = "/".join(snapshot.groups()) if snapshot else spec if path.exists() else spec.partition("@")[0]
+    return {str(path.resolve()), hub}
+
+
+def _tokenizers(ours: Tokenizer, candidate: Candidate, rows: int | None) -> _Found:
+    path = candidate.path
+    if path.is_dir() and not any((path / name).is_file() for name in _VOCABULARIES):
+        if not candidate.adapter:
+            yield "the tuned model carries no tokenizer", f"{_BASES}; if it was trained with another, so is the number"
+        return
+    try:
+        theirs = models.load_tokenizer(str(path))
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        why = models.first_line(error)
+        raise ModelError(f"got no tokenizer that can be read ({why}), expected the base's, at {path}") from error
+    yield from _vocabularies(ours, theirs, path, rows)
+    for role, consequence in _ROLES.items():
+        one, two = getattr(ours, role), getattr(theirs, role)
+        if one != two:
+            yield f"{role} is {two!r} in the tuned model and {one!r} in the base", consequence
+    if theirs.chat_template and theirs.chat_template != ours.chat_template:
+        yield "the chat templates differ", _TEMPLATE
+    cut = [probe for probe in _PROBES if _ids(ours, probe) != _ids(theirs, probe)]
+    if cut:
+        yield f"the tokenizers cut text differently, for example {cut[0]!r}", _CUT
+    elif _ids(ours, "a", around=True) != _ids(theirs, "a", around=True):
+        yield "the tokenizers put different special tokens around a text", _CUT
+
+
+def _ids(tokenizer: Tokenizer, text: str, *, around: bool = False) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=around)["input_ids"])
+
+
+def _vocabularies(ours: Tokenizer, theirs: Tokenizer, path: Path, rows: int | None) -> _Found:
+    one, two, special = ours.get_vocab(), theirs.get_vocab(), ours.get_added_vocab()
+    moved = [token for token in sorted(one, key=one.__getitem__) if one[token] != two.get(token, one[token])]
+    moved += [token for token in one if token not in two and token not in special]
+    if moved:
+        some = ", ".join(f"{token!r} is {two.get(token, 'absent')}, not {one[token]}" for token in moved[:3])
+        got = f"a tokenizer that numbers {len(moved)} of the base's {len(one)} tokens differently ({some})"
+        raise ModelError(f"got {got}, expected the base's: a number per token would mean nothing, at {path}")
+    new = {token for token in two.keys() - one.keys() if rows is None or two[token] < rows}  # the model has rows for
+    for does, tokens, consequence in (("lacks", one.keys() - two.keys(), _RENAMED), ("adds", new, _ADDED)):
+        some = ", ".join(sorted(tokens)[:5]) + (", …" if len(tokens) > 5 else "")
+        if tokens:
+            yield f"the tuned model's tokenizer {does} tokens ({len(tokens)}: {some})", consequence

@@ -1,0 +1,397 @@
+"""What could be mistaken for forgetting: real tuned folders, each odd in one way, and what is said of them."""
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from holdfast import models, sources
+from holdfast.checks import check_pair, check_weights
+from holdfast.errors import ModelError
+from holdfast.forgetting import Finding
+from tuned import LM, adapter, tuned_model
+
+# Of peft, in making and loading adapters.
+PEFT = "(`is_gradient_checkpointing`|Model has `tie_word_embeddings|Setting `save_embedding_layers)"
+pytestmark = pytest.mark.filterwarnings(f"ignore:{PEFT}")
+
+Change = Callable[[Path], object]
+WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
+LORA: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "v_proj"], **LM}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fully fine-tuned model with its tokenizer, as `save_pretrained` leaves it."""
+
+    def train(model: Any) -> None:
+        with torch.no_grad():
+            model.model.layers[0].self_attn.q_proj.weight.mul_(1.1)
+
+    return tuned_model(tiny, tmp_path_factory.mktemp("whole") / "tuned", train)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ordinary LoRA adapter with the tokenizer beside it, as trainers save them."""
+    folder = adapter(tiny, peft.LoraConfig(**LORA), tmp_path_factory.mktemp("plain") / "adapter")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
+def found(base: Path, tuned: Path, *, quantised: str | None = None, spec: str | None = None) -> tuple[Finding, ...]:
+    (candidate,) = sources.candidates(tuned, spec=str(tuned))
+    tokenizer = models.load_tokenizer(str(base))
+    return check_pair(base=spec or str(base), candidate=candidate, quantised=quantised, tokenizer=tokenizer)
+
+
+def only(base: Path, tuned: Path, **options: Any) -> str:
+    (finding,) = found(base, tuned, **options)
+    return str(finding)
+
+
+def copied(source: Path, tmp_path: Path, *changes: Change) -> Path:
+    folder = Path(shutil.copytree(source, tmp_path / "copied"))
+    for change in changes:
+        change(folder)
+    return folder
+
+
+def raw(name: str, edit: Callable[[bytes], bytes]) -> Change:
+    return lambda f: (f / name).write_bytes(edit((f / name).read_bytes() if (f / name).is_file() else b""))
+
+
+def gone(name: str) -> Change:
+    return lambda f: (f / name).unlink()
+
+
+def parsed(name: str, edit: Callable[[dict[str, Any]], object]) -> Change:
+    def change(content: bytes) -> bytes:
+        entries = json.loads(content or b"{}")
+        edit(entries)
+        return json.dumps({key: value for key, value in entries.items() if value is not ...}).encode()
+
+    return raw(name, change)
+
+
+def entries(name: str, **new: Any) -> Change:
+    """Entries of a JSON file; `...` takes one out."""
+    return parsed(name, lambda content: content.update(new))
+
+
+def tensors(edit: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], name: str = WEIGHTS) -> Change:
+    return lambda f: save_file(edit(load_file(f / name)), f / name, metadata={"format": "pt"})
+
+
+def each(edit: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]], name: str = WEIGHTS) -> Change:
+    """Every tensor's name and values; those that come out without a name go."""
+    return tensors(lambda w: {k: v for k, v in (edit(*item) for item in w.items()) if k}, name)
+
+
+config, tokens = partial(entries, "config.json"), partial(entries, "tokenizer_config.json")
+vocabulary = partial(parsed, "tokenizer.json")
+index = partial(entries, f"{WEIGHTS}.index.json")
+claims = partial(entries, "adapter_config.json")
+
+
+def swap(one: str, two: str) -> Change:
+    """Two tokens' numbers, in the vocabulary and among the special tokens."""
+
+    def change(tokenizer: dict[str, Any]) -> None:
+        vocab, other = tokenizer["model"]["vocab"], {one: two, two: one}
+        vocab[one], vocab[two] = vocab[two], vocab[one]
+        for token in tokenizer["added_tokens"]:
+            token["content"] = other.get(token["content"], token["content"])
+
+    return vocabulary(change)
+
+
+ROW = "model.layers.1.self_attn.q_proj.weight"
+LORA_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+HEAD = "base_model.model.lm_head.weight"
+REFUSED: dict[str, tuple[list[Change], str]] = {
+    "weights cut short": ([raw(WEIGHTS, lambda b: b[:-1])], r"weights .*not fully covered.*model\.safetensors"),
+    "weights cut in the header": ([raw(WEIGHTS, lambda b: b[:100])], r"unreadable weights .*model\.safetensors"),
+    "weights empty": ([raw(WEIGHTS, lambda _: b"")], r"header too small.*model\.safetensors"),
+    "weights too long": ([raw(WEIGHTS, lambda b: b + b"x")], r"not fully covered.*model\.safetensors"),
+    "a pointer for weights": ([raw(WEIGHTS, lambda _: b"version https://git-lfs.github.com")], "unreadable weights"),
+    "overlapping tensors": ([raw(WEIGHTS, lambda b: b.replace(b"[51200,", b"[51100,"))], r"invalid offset"),
+    "a shape that does not fit": ([raw(WEIGHTS, lambda b: b.replace(b"[32]", b"[33]", 1))], "unreadable weights"),
+    "a type nobody knows": ([raw(WEIGHTS, lambda b: b.replace(b"F32", b"Q32", 1))], "unreadable weights"),
+    "no tensors": ([tensors(lambda _: {})], r"no tensors.*model\.safetensors"),
+    "no weights": ([gone(WEIGHTS)], r"got no weights, expected safetensors, at .*model\.safetensors"),
+    "a pickle": ([gone(WEIGHTS), raw("pytorch_model.bin", lambda _: b"\x80")], r"pickled .*\(pytorch_model\.bin\)"),
+    "a tensor missing": ([each(lambda k, v: ("" if k == ROW else k, v))], rf"without {re.escape(ROW)} \(1 m"),
+    "a head missing": ([config(tie_word_embeddings=False)], r"without lm_head\.weight"),
+    "a compiled model's names": ([each(lambda k, v: (f"_orig_mod.{k}", v))], r"wrapper's tensor _orig_mod"),
+    "an adapter's names": ([each(lambda k, v: (f"base_model.model.{k}", v))], r"wrapper's tensor base_model"),
+    "a part missing": ([gone(WEIGHTS), index(weight_map={"x": "model-1.safetensors"})], r"no file 'model-1.*index"),
+    "a part elsewhere": ([gone(WEIGHTS), index(weight_map={"x": "../x.safetensors"})], r"no file '\.\./x"),
+    "an index of nothing": ([gone(WEIGHTS), index(weight_map={})], r"no weight_map.*index\.json"),
+    "an index of lists": ([gone(WEIGHTS), index(weight_map={"x": ["y"]})], r"no weight_map.*index\.json"),
+    "a part without a tensor": ([lambda f: (f / WEIGHTS).rename(f / "1"), index(weight_map={"x": "1"})], "tensor x"),
+    "a broken config": ([raw("config.json", lambda b: b[:40])], r"no readable JSON.*config\.json"),
+    "a config that is a list": ([raw("config.json", lambda _: b"[]")], r"got a list.*config\.json"),
+    "a config that is no text": ([raw("config.json", lambda _: b"\xff\xfe\0")], r"no readable JSON.*config\.json"),
+    "a broken generation config": ([raw("generation_config.json", lambda _: b"{")], r"generation_config\.json"),
+    "a classifier": ([config(architectures=["LlamaForSequenceClassification"])], r"got a LlamaForS.*config\.json"),
+    "a broken tokenizer": ([raw("tokenizer.json", lambda b: b[:500])], r"no readable JSON.*tokenizer\.json"),
+    "an unknown tokenizer": ([vocabulary(lambda t: t.update(model={"type": "Nope"}))], "no tokenizer that can be read"),
+    "code for a tokenizer": ([tokens(tokenizer_class="X", auto_map={"AutoTokenizer": ["x.X", None]})], "custom code"),
+    "two tokens swapped": ([swap("a", "b")], r"2 of the base's 400 tokens differently \('a' is \d+, not \d+"),
+    "special tokens swapped": ([swap("<|im_start|>", "<|im_end|>")], r"2 of the base's 400 tokens.*im_start"),
+    "adapter: cut short": ([raw(ADAPTER, lambda b: b[:-1])], r"unreadable weights.*adapter_model\.safetensors"),
+    "adapter: no weights": ([gone(ADAPTER)], r"no weights.*adapter_model\.safetensors"),
+    "adapter: a pickle": ([gone(ADAPTER), raw("adapter_model.bin", lambda _: b"\x80")], r"\(adapter_model\.bin\)"),
+    "adapter: half a pair": ([each(lambda k, v: ("" if k == LORA_A else k, v), ADAPTER)], "without .*lora_A"),
+    "adapter: classifying": ([claims(task_type="SEQ_CLS")], r"SEQ_CLS.*adapter_config\.json"),
+    "adapter: CorDA": ([claims(init_lora_weights="corda")], r"CorDA.*adapter_config\.json"),
+    "adapter: resized": ([tensors(lambda w: w | {HEAD: torch.zeros(408, 32)}, ADAPTER)], r"\[408, 32\].*400 rows"),
+    "adapter: a number": ([tensors(lambda w: w | {HEAD: torch.zeros(())}, ADAPTER)], r"shape \[\] of .*lm_head"),
+    "adapter: another tokenizer": ([swap("a", "b")], "2 of the base's 400 tokens differently"),
+    "adapter: broken config": ([raw("config.json", lambda _: b"{")], r"no readable JSON.*config\.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_hopeless_pairs_are_refused(case: str, tiny: Path, whole: Path, plain: Path, tmp_path: Path) -> None:
+    changes, message = REFUSED[case]
+    folder = copied(plain if case.startswith("adapter") else whole, tmp_path, *changes)
+    with pytest.raises(ModelError, match=message) as error:
+        found(tiny, folder)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("value", [None, "x", [1], {}, {"x": {}}, -1, 1e400, "a\0b", True])
+def test_nonsense_is_never_our_bug(value: Any, tiny: Path, whole: Path, plain: Path, tmp_path: Path) -> None:
+    more = {"rope_scaling", "text_config", "quantization_config", "auto_map", "kasa_config"}
+    for source, name in ((whole, "config.json"), (plain, "adapter_config.json")):
+        folder = copied(source, tmp_path / name, gone("tokenizer.json"))
+        before = (folder / name).read_bytes()
+        for key in {*json.loads(before), *more}:
+            entries(name, **{key: value})(folder)
+            with contextlib.suppress(ModelError):
+                assert all(str(finding) for finding in found(tiny, folder))
+            (folder / name).write_bytes(before)
+
+
+def test_a_clean_pair_has_no_findings(tiny: Path, whole: Path, plain: Path, tmp_path: Path) -> None:
+    for tuned in (tiny, whole, plain):
+        assert found(tiny, tuned) == found(tiny, tuned, quantised="4bit") == ()
+    assert found(tiny, copied(plain, tmp_path, gone("tokenizer.json"), gone("tokenizer_config.json"))) == ()
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "parts", max_shard_size="40KB")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "parts")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    assert found(tiny, tmp_path / "parts") == ()
+    with pytest.raises(ModelError, match=r"got an adapter, expected a whole model as the base"):
+        found(plain, plain)
+
+
+def test_no_weights_are_loaded(tiny: Path, whole: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that makes a model or reads a tensor's values is reached."""
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    for place in ("holdfast.models.load_base", "safetensors.torch.load_file", "torch.nn.Module.__init__", "torch.load"):
+        monkeypatch.setattr(place, never)
+    assert found(tiny, whole) == found(tiny, plain) == ()
+
+
+def begin(tokenizer: dict[str, Any]) -> None:
+    one, text = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    special = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "single": [one, text], "pair": [one, text, text], "special_tokens": special,
+    }  # fmt: skip
+
+
+HEADED = tensors(lambda w: w | {"lm_head.weight": w["model.embed_tokens.weight"] * 1})
+FOUND: dict[str, tuple[list[Change], str]] = {
+    "a larger vocabulary": ([config(vocab_size=408)], r"408 rows, the base's 400: .* new rows counts as moved"),
+    "a smaller vocabulary": ([config(vocab_size=392)], r"392 rows, the base's 400: .* over the rows both have"),
+    "another width": ([config(hidden_size=48)], r"hidden_size is 48 .* 32 in the base: .*not a fine-tune of this base"),
+    "another kind": ([config(model_type="mistral")], r"model_type is 'mistral'.*as far as the files tell"),
+    "an untied head": ([config(tie_word_embeddings=False), HEADED], r"tie_word_embeddings is False .*: only one of"),
+    "bfloat16": ([each(lambda k, v: (k, v.bfloat16()))], r"in BF16, the base in F32: the rounding .*in bfloat16"),
+    "float16": ([each(lambda k, v: (k, v.half()))], r"saved in F16, the base in F32: .* part of the number$"),
+    "GPTQ": ([config(quantization_config={"quant_method": "gptq"})], r"weights are quantised \(gptq\): .*--quantised"),
+    "bitsandbytes": ([config(quantization_config={"load_in_4bit": True})], r"quantised \(bitsandbytes\)"),
+    "rope theta": ([config(rope_parameters=..., rope_theta=1e6)], r"rope theta 1000000\.0 instead of 10000\.0: "),
+    "rope scaling": (
+        [config(rope_parameters={"type": "linear", "factor": 2.0}, rope_theta=10000.0)],
+        r"differ: rope scaling \{'rope_type': 'linear', 'factor': 2\.0\} instead of None: .*counts as forgetting",
+    ),
+    "rope in old words": ([config(rope_parameters=..., rope_theta=10000.0, rope_scaling=None)], ""),
+    "nearly the same": ([config(rms_norm_eps=9.99999997e-07, use_cache=False, transformers_version="4.40.0")], ""),
+    "settings": ([config(rms_norm_eps=1e-5, hidden_act="gelu")], r"hidden_act 'gelu' instead of 'silu', rms_norm_eps"),
+    "positions": ([config(max_position_embeddings=4096)], r"max_position_embeddings 4096 instead of 2048: "),
+    "code": ([config(auto_map={"AutoModelForCausalLM": "x.Y"})], r"code of its own \(auto_map.*it is never run"),
+    "a script": ([raw("modeling_x.py", lambda _: b"exit()")], r"code of its own \(modeling_x\.py\): it is never run"),
+    "no tokenizer": ([gone("tokenizer.json")], r"carries no tokenizer: .*base's tokenizer"),
+    "a template": ([raw("chat_template.jinja", lambda b: b + b"!")], r"chat templates differ: .*unfamiliar form"),
+    "an end": ([tokens(eos_token="<|im_end|>")], r"eos_token is '<\|im_end\|>' .*'<\|end\|>' in the base: every"),
+    "a beginning": ([tokens(bos_token="<|end|>")], r"bos_token is '<\|end\|>' .* None in the base: texts begin"),
+    "padding": ([tokens(pad_token="<|end|>")], r"pad_token is '<\|end\|>' .*: padding is never scored"),
+    "spaces": ([vocabulary(lambda t: t["pre_tokenizer"].update(add_prefix_space=True))], r"cut text differently.*tide"),
+    "a token before": ([vocabulary(begin)], r"different special tokens around a text: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_what_could_be_mistaken_for_forgetting_is_said(case: str, tiny: Path, whole: Path, tmp_path: Path) -> None:
+    changes, message = FOUND[case]
+    said = " ".join(map(str, found(tiny, copied(whole, tmp_path, *changes))))
+    assert re.search(message, said) if message else not said, said
+    assert str(tmp_path) not in said  # the same of every checkpoint of a folder, so that it is said once
+
+
+def test_new_and_renamed_special_tokens_are_said_and_not_refused(tiny: Path, whole: Path, tmp_path: Path) -> None:
+    kelp = {"id": 400, "content": "<|kelp|>"}
+    new = vocabulary(lambda t: t["added_tokens"].append(t["added_tokens"][0] | kelp))
+    more, adds = map(str, found(tiny, copied(whole, tmp_path / "new", new, config(vocab_size=401))))
+    assert "vocabulary has 401 rows" in more
+    assert adds.startswith("the tuned model's tokenizer adds tokens (1: <|kelp|>): ")
+    rename = raw("tokenizer.json", lambda b: b.replace(b"<|im_start|>", b"<|tool|>"))
+    lacks, adds = map(str, found(tiny, copied(whole, tmp_path / "renamed", rename)))
+    assert lacks.startswith("the tuned model's tokenizer lacks tokens (1: <|im_start|>)")
+    assert adds.startswith("the tuned model's tokenizer adds tokens (1: <|tool|>)")
+
+
+def test_a_quantised_base_is_said_unless_it_was_named_so(tiny: Path, whole: Path, plain: Path, tmp_path: Path) -> None:
+    quantised = copied(whole, tmp_path, config(quantization_config={"quant_method": "awq"}))
+    assert "the base is itself quantised (awq)" in only(quantised, whole)
+    assert found(tiny, quantised, quantised=str(quantised)) == ()
+    card = b"The following `bitsandbytes` quantization config was used during training:\n- load_in_4bit: True"
+    kept = config(quantization_config={"quant_method": "bitsandbytes"})
+    for name, change in (("card", raw("README.md", lambda _: card)), ("config", kept)):
+        folder = copied(plain, tmp_path / name, change)
+        assert only(tiny, folder).startswith("the adapter was trained on a quantised base: ")
+        assert found(tiny, folder, quantised="4bit") == ()
+
+
+def as_gguf(base: Path, file: Path, kind: gguf.GGMLQuantizationType) -> Path:
+    """The base's vocabulary and an embedding, as a GGUF file."""
+    model = json.loads((base / "tokenizer.json").read_text())["model"]
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(model["vocab"], key=model["vocab"].__getitem__))
+    writer.add_token_types([3] * 3 + [1] * (len(model["vocab"]) - 3))
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.add_eos_token_id(0)
+    data = gguf.quants.quantize(np.zeros((400, 32), dtype=np.float32), kind)
+    writer.add_tensor("token_embd.weight", data, raw_dtype=kind)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    return file
+
+
+def test_gguf_files_are_read_too(tiny: Path, tmp_path: Path) -> None:
+    file = as_gguf(tiny, tmp_path / "plain.gguf", gguf.GGMLQuantizationType.F32)
+    assert found(tiny, file) == ()
+    assert "quantised (Q8_0)" in only(tiny, as_gguf(tiny, tmp_path / "q.gguf", gguf.GGMLQuantizationType.Q8_0))
+    content = file.read_bytes()
+    for end in (0, 3, 20, 300, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:end])
+        with pytest.raises(ModelError, match=r"unreadable weights .*whole file of weights, at .*plain\.gguf"):
+            found(tiny, file)
+
+
+# Made by peft with these settings; or, where the name begins with "says", an ordinary one whose config says so.
+ADAPTERS: dict[str, tuple[dict[str, Any] | peft.PeftConfig, str | None]] = {
+    "LoRA": ({}, None),
+    "DoRA": ({"use_dora": True}, None),
+    "rank-stabilised": ({"use_rslora": True}, None),
+    "orthogonal": ({"init_lora_weights": "orthogonal"}, None),
+    "a norm": ({"modules_to_save": ["norm"]}, None),
+    "IA3": (peft.IA3Config(target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"], **LM), None),
+    "prompt": (peft.PromptTuningConfig(num_virtual_tokens=3, **LM), None),
+    "PiSSA": ({"init_lora_weights": "pissa"}, r"\(pissa\): the base is loaded as itself"),
+    "fast PiSSA": ({"init_lora_weights": "pissa_niter_4"}, r"\(pissa_niter\): .*random method"),
+    "OLoRA": ({"init_lora_weights": "olora"}, r"\(olora\): .*PEFT repeats this"),
+    "a saved head": ({"modules_to_save": ["lm_head"]}, r"output head of its own: each .*its own"),
+    "a trained head": ({"target_modules": ["q_proj", "lm_head"]}, r"output head of its own"),
+    "embeddings": ({"target_modules": ["q_proj", "embed_tokens"]}, r"input embeddings of its own"),
+    "tokens": ({"trainable_token_indices": [1, 2]}, r"vectors of single tokens: a text without"),
+    "aLoRA": ({"alora_invocation_tokens": [5, 6]}, r"aLoRA\): without them it does nothing"),
+    "says another": ({"base_model_name_or_path": "org/other"}, r"trained on org/other, not on .*whatever differs"),
+    "says none": ({"base_model_name_or_path": None}, r"does not name its base"),
+    "says a broken name": ({"base_model_name_or_path": "a\0b"}, r"trained on ab, not on"),
+    "says LoftQ": ({"init_lora_weights": "loftq"}, r"\(loftq\): .*quantises the base"),
+    "says LoRA-GA": ({"init_lora_weights": "lora_ga"}, r"\(lora_ga\): PEFT does not repeat this"),
+    "says KaSA": ({"kasa_config": {"beta": 1e-4}}, r"\(kasa\): .*singular values"),
+    "says stacked": ({"layer_replication": [[0, 2], [1, 2]]}, r"stacks the base's layers anew"),
+}
+
+
+@pytest.mark.parametrize("case", ADAPTERS)
+def test_adapters_of_peft(case: str, tiny: Path, plain: Path, tmp_path: Path) -> None:
+    made, message = ADAPTERS[case]
+    if isinstance(made, peft.PeftConfig):
+        folder = adapter(tiny, made, tmp_path / "adapter")
+    elif case.startswith("says"):
+        folder = copied(plain, tmp_path, claims(**made))
+    else:
+        folder = adapter(tiny, peft.LoraConfig(**LORA | made), tmp_path / "adapter")
+    said = " ".join(map(str, found(tiny, folder)))
+    assert re.search(message, said) if message else not said, said
+
+
+def test_what_is_said_of_loading_is_what_peft_does(tiny: Path, tmp_path: Path) -> None:
+    ids, base = torch.arange(3, 40)[None], lambda: AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    for init, repeats in (("pissa", True), ("olora", True), ("pissa_niter_4", False)):
+        trained = peft.get_peft_model(base(), peft.LoraConfig(init_lora_weights=init, **LORA)).eval()
+        trained.save_pretrained(tmp_path / init)
+        again = peft.PeftModel.from_pretrained(base(), str(tmp_path / init)).eval()
+        with torch.no_grad():
+            assert torch.allclose(trained(ids).logits, again(ids).logits, atol=1e-4) == repeats
+
+
+def test_trained_biases_are_said(tiny: Path, tmp_path: Path) -> None:
+    base = copied(tiny, tmp_path, config(attention_bias=True))
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).save_pretrained(base)
+    made = adapter(base, peft.LoraConfig(bias="lora_only", **LORA), tmp_path / "adapter")
+    assert only(base, made).startswith("the adapter trained biases of the base: ")
+
+
+def test_one_base_under_several_names(tiny: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "locate", lambda spec: Path(spec) if Path(spec).exists() else tiny)  # a hub's answer
+    folder, link = copied(plain, tmp_path), tmp_path / "link"
+    link.symlink_to(tiny)
+
+    def said(name: str, spec: str, **new: Any) -> str:
+        claims(base_model_name_or_path=name, **new)(folder)
+        return " ".join(map(str, found(tiny, folder, spec=spec)))
+
+    assert said(str(link), str(tiny)) == said(f"{tiny}/", str(tiny)) == ""
+    assert said("/hub/models--org--kelp/snapshots/12ab/", "org/kelp") == said("org/kelp", "org/kelp@12ab") == ""
+    assert "trained on revision 9f" in said("org/kelp", "org/kelp@12ab", revision="9f")
+    assert "trained on a quantised base" in said("org/x-bnb-4bit", "org/x-bnb-4bit")
+    twin = str(shutil.copytree(tiny, tmp_path / "twin"))
+    assert "architecture and sizes are the same" in said(twin, str(tiny))
+    assert found(tiny, folder, quantised=twin) == ()
+
+
+def test_our_own_runs_know_their_base(plain: Path, tmp_path: Path) -> None:
+    (candidate,) = sources.candidates(Path(shutil.copytree(plain, tmp_path / "run/adapter")), spec="run")
+    assert check_weights(candidate, "aa", "float32") == ()
+    entries("provenance.json", fingerprints={"weights": "aa"})(tmp_path / "run")
+    config(dtype="float32")(tmp_path / "run")
+    assert check_weights(candidate, "aa", "float32") == check_weights(candidate, "bb", "bfloat16") == ()
+    assert "other weights of its base" in str(check_weights(candidate, "bb", "float32")[0])
+    raw("provenance.json", lambda _: b"{")(tmp_path / "run")
+    with pytest.raises(ModelError, match=r"provenance\.json"):
+        check_weights(candidate, "bb", "float32")

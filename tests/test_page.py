@@ -1,0 +1,73 @@
+"""What all pages share: a policy that names what is in them and nothing else, and the parts they are made of."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+import measured
+from holdfast import figures, laws, measured_figures, page, reporting
+from holdfast.forgetting_page import forgetting_page
+from pages import Page
+from simulated import study
+
+COMMANDS, PROVENANCE = ["holdfast again"], {"versions": {"torch": "2.13.0", "more": {"deep": 1}}, "texts": ["a", "b"]}
+
+
+@pytest.fixture(scope="module", params=["study", "measurement"])
+def read(request):
+    about = {"title": "A page", "commands": COMMANDS, "provenance": PROVENANCE}
+    if request.param == "measurement":
+        return Page(forgetting_page(measured.trajectory(), max_forgetting=0.1, **about))
+    table = study(np.random.default_rng(0), ranks=(8, 64), seeds=(0, 1))
+    return Page(reporting.report(table, laws.fit(table), None, **about))
+
+
+def test_the_policy_names_what_is_in_the_page_and_nothing_else(read):
+    (policy,) = [
+        attrs["content"] for tag, attrs in read.elements if attrs.get("http-equiv") == "Content-Security-Policy"
+    ]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'"
+    (style,), script = read.codes["style"], read.codes["script"][-1]
+    for rule, code in (("style-src", style), ("script-src", script)):
+        assert rules[rule] == f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
+    assert "unsafe" not in policy
+    assert not any("style" in attrs for tag, attrs in read.elements)
+    assert not [attrs for _, attrs in read.elements if {"src", "srcset", "action", "formaction"} & set(attrs)]
+
+
+def test_the_page_says_how_it_is_made_again_and_from_what(read):
+    words = " ".join(read.words.split())
+    for part in (*COMMANDS, "versions / torch2.13.0", "versions / more / deep1", "textsa, b"):
+        assert part in words
+
+
+def test_the_colours_of_charts_are_those_of_the_page(read):
+    """A chart names a colour by its light value; the page must have the same name for the same value."""
+    (style,) = read.codes["style"]
+    light = style[: style.index("prefers-color-scheme")]
+    for name, colour in (figures.LIGHT | {"caution": figures.CAUTION}).items():
+        assert f"--{name}: {colour};" in light
+    for code in read.codes["script"][:-1]:
+        drawn = {key: part for key, part in json.loads(code).items() if key != "datasets"}
+        assert not re.findall(r'"#[0-9a-f]{6}"', json.dumps(drawn))
+        assert set(re.findall(r"var\(--([\w-]+)\)", json.dumps(drawn))) <= {*figures.LIGHT, "caution"}
+
+
+def test_still_drawings_are_left_out_once_they_would_be_most_of_the_page(monkeypatch):
+    chart = measured_figures.by_kind(measured.checkpoint(measured.corpus()))
+    (entry,) = page.figure_entries({"a": chart}, {"a": "caption"})
+    assert entry["svg"] == figures.svg(chart)
+    assert (entry["title"], entry["caption"]) == ("Forgetting by kind of token", "caption")
+    monkeypatch.setattr(page, "FALLBACK_BYTES", len(entry["svg"]) - 1)
+    assert page.figure_entries({"a": chart}, {"a": "caption"})[0]["svg"] is None
+
+
+def test_an_interval_has_the_digits_of_its_error():
+    assert page.interval(0.1234, 0.4321, 0.02) == "0.12 to 0.43"
+    assert page.interval(math.nan, math.nan, math.nan) == "no interval"

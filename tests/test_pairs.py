@@ -1,0 +1,148 @@
+"""Any pair of models (every PEFT method, whole models, other architectures) against two naive ones in float64."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import holdfast
+import naive
+from holdfast.corpora import read_corpus
+from holdfast.errors import ModelError
+from tuned import ALL, LM, adapter, compared, shaken, tuned_model
+
+pytestmark = [
+    pytest.mark.usefixtures("cache"),
+    pytest.mark.filterwarnings("ignore"),  # of the libraries that the naive side uses as anyone would
+]
+
+
+METHODS: dict[str, tuple[peft.PeftConfig, str, bool]] = {
+    # name: (config, method expected, merged)
+    "lora": (peft.LoraConfig(r=4, target_modules=ALL, **LM), "cached vectors", True),
+    "rslora with bias": (peft.LoraConfig(r=4, use_rslora=True, target_modules=ALL, **LM), "cached vectors", True),
+    "dora": (peft.LoraConfig(r=4, use_dora=True, target_modules=ALL, **LM), "cached vectors", True),
+    "ia3": (
+        peft.IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], **LM),
+        "cached vectors", True,
+    ),
+    "oft": (peft.OFTConfig(oft_block_size=8, r=0, target_modules=["q_proj", "v_proj"], **LM), "cached vectors", True),
+    "vera": (peft.VeraConfig(r=4, target_modules=["q_proj", "o_proj"], **LM), "cached vectors", True),
+    "loha": (peft.LoHaConfig(r=4, target_modules=ALL, **LM), "cached vectors", True),
+    "prompt tuning": (peft.PromptTuningConfig(num_virtual_tokens=5, **LM), "cached vectors", False),
+    "prefix tuning": (peft.PrefixTuningConfig(num_virtual_tokens=5, **LM), "cached vectors", False),
+    "p-tuning": (peft.PromptEncoderConfig(num_virtual_tokens=5, encoder_hidden_size=16, **LM), "cached vectors", False),
+    "lora on the head": (peft.LoraConfig(r=4, target_modules=[*ALL, "lm_head"], **LM), "cached hidden states", False),
+    "a trained head": (
+        peft.LoraConfig(r=4, target_modules=ALL, modules_to_save=["lm_head"], **LM),
+        "cached hidden states",
+        False,
+    ),
+    "trained tokens": (
+        peft.LoraConfig(r=4, target_modules=ALL, trainable_token_indices=[5, 9], **LM), "cached hidden states", False,
+    ),
+    "pissa": (peft.LoraConfig(r=4, init_lora_weights="pissa", target_modules=ALL, **LM), "cached vectors", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_equals_two_naive_models(method: str, tiny: Path, tmp_path: Path, kelp: Path) -> None:
+    config, expected_method, merged = METHODS[method]
+    folder = adapter(tiny, config, tmp_path / "adapter")
+    report = holdfast.measure(base=str(tiny), tuned=str(folder), texts=[str(kelp)], context=24, dtype="float32")
+    corpus = read_corpus(str(kelp)).sample(None)
+    expected = naive.sums(naive.whole(tiny), naive.adapted(tiny, folder), corpus, tokenizer=str(tiny), context=24)
+    compared(report["kelp"], expected)
+    assert report.kl_base_tuned.value > 1e-3
+    (checkpoint,) = report.checkpoints
+    assert (checkpoint.method, checkpoint.merged) == (expected_method, merged)
+
+
+WHOLE: dict[str, tuple[Callable[[Any], None], str]] = {
+    "layers alone": (lambda m: shaken(m, std=0.02, only=lambda name: "layers" in name), "cached vectors"),
+    "everything, head tied": (lambda m: shaken(m, std=0.02), "cached hidden states"),
+    "two tokens more": (lambda m: m.resize_token_embeddings(m.config.vocab_size + 2), "cached hidden states"),
+}
+
+
+@pytest.mark.parametrize("change", WHOLE)
+def test_a_whole_model_equals_two_naive_models(change: str, tiny: Path, tmp_path: Path, kelp: Path) -> None:
+    make, method = WHOLE[change]
+    folder = tuned_model(tiny, tmp_path / "tuned", make)
+    report = holdfast.measure(base=str(tiny), tuned=str(folder), texts=[str(kelp)], context=24, dtype="float32")
+    expected = naive.sums(
+        naive.whole(tiny), naive.whole(folder), read_corpus(str(kelp)).sample(None), tokenizer=str(tiny), context=24
+    )
+    compared(report["kelp"], expected)
+    assert report.checkpoints[0].method == method
+
+
+def test_a_tuned_model_without_the_bases_unused_rows(tiny: Path, tmp_path: Path, kelp: Path) -> None:
+    """Bases often have rows that no token uses; some trainers cut them off. Cutting used ones is refused."""
+    padded = tuned_model(tiny, tmp_path / "base", lambda m: m.resize_token_embeddings(m.config.vocab_size + 5))
+    cut = tuned_model(padded, tmp_path / "cut", lambda m: m.resize_token_embeddings(m.config.vocab_size - 5))
+    report = holdfast.measure(base=str(padded), tuned=str(cut), texts=[str(kelp)], context=24, dtype="float32")
+    expected = naive.sums(
+        naive.whole(padded), naive.whole(cut), read_corpus(str(kelp)).sample(None), tokenizer=str(tiny), context=24
+    )
+    compared(report["kelp"], expected)
+    short = tuned_model(tiny, tmp_path / "short", lambda m: m.resize_token_embeddings(100))
+    with pytest.raises(ModelError, match="expected one below the model's 100"):
+        holdfast.measure(base=str(tiny), tuned=str(short), texts=[str(kelp)], dtype="float32")
+
+
+def other_architecture(kind: str, folder: Path, tiny: Path) -> Path:
+    """A tiny random model whose head is not the plain matrix of a Llama, with the tiny model's tokenizer."""
+    import transformers
+
+    size = {
+        "vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": None, "eos_token_id": 0,
+        "pad_token_id": None, "initializer_range": 0.2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    made = {
+        "granite": lambda: transformers.GraniteForCausalLM(transformers.GraniteConfig(**size, logits_scaling=3.0)),
+        "gemma2": lambda: transformers.Gemma2ForCausalLM(
+            transformers.Gemma2Config(**size, head_dim=16, final_logit_softcapping=5.0, attn_logit_softcapping=50.0)
+        ),
+        "phi": lambda: transformers.PhiForCausalLM(transformers.PhiConfig(**(size | {"num_key_value_heads": 2}))),
+        "gpt2": lambda: transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+        ),
+        "gpt-neox": lambda: transformers.GPTNeoXForCausalLM(
+            transformers.GPTNeoXConfig(**{k: v for k, v in size.items() if k != "num_key_value_heads"})
+        ),
+    }[kind]()
+    shaken(made, std=0.1)
+    made.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("granite", "cached vectors"), ("gpt2", "cached vectors"), ("gpt-neox", "cached vectors"),
+        ("gemma2", "cached hidden states"), ("phi", "cached hidden states"),
+    ],
+)  # fmt: skip
+def test_other_architectures_equal_two_naive_models(
+    kind: str, method: str, tiny: Path, tmp_path: Path, kelp: Path
+) -> None:
+    base = other_architecture(kind, tmp_path / "base", tiny)
+    layers = ("layers.", ".h.", "layer.")
+    folder = tuned_model(
+        base, tmp_path / "tuned", lambda m: shaken(m, std=0.03, only=lambda n: any(part in n for part in layers))
+    )
+    report = holdfast.measure(base=str(base), tuned=str(folder), texts=[str(kelp)], context=24, dtype="float32")
+    expected = naive.sums(
+        naive.whole(base), naive.whole(folder), read_corpus(str(kelp)).sample(None), tokenizer=str(base), context=24
+    )
+    compared(report["kelp"], expected)
+    assert report.checkpoints[0].method == method
+    assert report.kl_base_tuned.value > 1e-4
