@@ -108,9 +108,9 @@ def replaced(page: str, name: str, content: str) -> str:
 
 def main() -> None:
     """Run all, one after another, and write each table as soon as it is known."""
-    made = {"precision": precision, "naive": against_naive, "checkpoints": ten_checkpoints}
+    made = {"naive": against_naive, "checkpoints": ten_checkpoints, "precision": precision}
     if folder := os.environ.get("LLAMA_CPP"):
-        made["llama.cpp"] = lambda: against_llama_cpp(folder)
+        made = {"llama.cpp": lambda: against_llama_cpp(folder), **made}
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     machine = f"{os.cpu_count()} cores, {platform.machine()}; Python {platform.python_version()}, {libraries}"
     for name, make in {"machine": lambda: machine, **made}.items():

@@ -26,7 +26,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--documents", type=int, default=8)
+    parser.add_argument("--documents", type=int, default=4)
     options = parser.parse_args()
     models.builtin_folder()
     asked = {"base": pair.BASE, "dtype": options.dtype, "documents": options.documents}

@@ -28,9 +28,7 @@ import pair
 from gguf import GGUFReader
 
 from holdfast import builtin, meter, models
-from holdfast.corpora import Block, read_corpus
 
-CONTEXT = 512
 MAPS = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
@@ -64,29 +62,13 @@ def write_tuned(base: Path, tuned: Path, model: models.Base, reference: models.B
             tensor.data[:] = as_llama_cpp_has_it(found[2], ours[name].numpy(), heads)
 
 
-def windows(ids: list[int], *, first: int) -> tuple[Block, ...]:
-    """Windows of 512 tokens laid end to end, each scored from position `first` on; 4 rows a batch, as llama.cpp's."""
-    rows = np.array(ids[: len(ids) // CONTEXT * CONTEXT], dtype=np.int64).reshape(-1, CONTEXT)
-    scored = np.zeros(rows.shape, dtype=bool)
-    scored[:, first:] = True
-    return tuple(
-        Block(
-            ids=rows[i : i + 4], scored=scored[i : i + 4],
-            positions=np.tile(np.arange(CONTEXT), (len(rows[i : i + 4]), 1)),
-            document=np.repeat(np.arange(i, i + len(rows[i : i + 4])), CONTEXT).reshape(-1, CONTEXT),
-            kind=np.full(rows[i : i + 4].shape, 0, dtype=np.int8),
-        )
-        for i in range(0, len(rows), 4)
-    )  # fmt: skip
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bin", type=Path)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--windows", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -106,12 +88,10 @@ def main() -> None:
                 models.load_base(spec, dtype="bfloat16", device="cpu") for spec in (pair.BASE, str(folder / "tuned"))
             )
         tokenizer = models.load_tokenizer(pair.BASE)
-        text = "\n\n".join(document.content["text"] for document in read_corpus("builtin:wikipedia").documents)
-        ids = tokenizer(text)["input_ids"][: options.windows * CONTEXT]
-        (folder / "text.txt").write_text(tokenizer.decode(ids))
+        (folder / "text.txt").write_text(tokenizer.decode(pair.ids(tokenizer, number=options.windows)))
         ids = tokenizer((folder / "text.txt").read_text())["input_ids"]
         # llama.cpp asks positions 256 to 510 of each window for their next tokens; we ask all but the last.
-        plans = {"ours, its tokens": windows(ids, first=CONTEXT // 2 + 1), "ours": windows(ids, first=1)}
+        plans = {"ours, its tokens": pair.windows(ids, first=pair.CONTEXT // 2 + 1), "ours": pair.windows(ids, first=1)}
         count = {name: sum(int(block.scored.sum()) for block in plan) for name, plan in plans.items()}
         count["llama.cpp"] = count["ours, its tokens"]
 
@@ -119,14 +99,14 @@ def main() -> None:
             "-f",
             str(folder / "text.txt"),
             "-c",
-            str(CONTEXT),
+            str(pair.CONTEXT),
             "-b",
             "2048",
             "--kl-divergence-base",
             str(folder / "kld"),
         ]
         run(perplexity, "-m", str(folder / f"base-{kind}.gguf"), *shared)
-        places = tuple(str(i) for i in range(len(ids) // CONTEXT))
+        places = tuple(str(i) for i in range(len(ids) // pair.CONTEXT))
         kept = {
             name: meter.ObservedBase(
                 corpus="text", role="retain", places=places, blocks=plan,

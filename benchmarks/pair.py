@@ -11,12 +11,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from holdfast import adapters, models
 from holdfast.config import Adapter
+from holdfast.corpora import Block, read_corpus
 
 BASE = "builtin:smollm2"
+CONTEXT = 512
+
 SIZE = 0.3
 """Standard deviation of the update's second factor at scale 1."""
 
@@ -44,6 +48,29 @@ def write_merged(adapter: Path, folder: Path, *, dtype: str = "float32") -> Path
     whole.save_pretrained(folder)
     models.load_tokenizer(BASE).save_pretrained(folder)
     return folder
+
+
+def windows(ids: list[int], *, first: int) -> tuple[Block, ...]:
+    """Windows of 512 tokens laid end to end, each scored from position `first` on; 4 rows a batch, as llama.cpp's."""
+    rows = np.array(ids[: len(ids) // CONTEXT * CONTEXT], dtype=np.int64).reshape(-1, CONTEXT)
+    scored = np.zeros(rows.shape, dtype=bool)
+    scored[:, first:] = True
+    return tuple(
+        Block(
+            ids=rows[i : i + 4], scored=scored[i : i + 4],
+            positions=np.tile(np.arange(CONTEXT), (len(rows[i : i + 4]), 1)),
+            document=np.repeat(np.arange(i, i + len(rows[i : i + 4])), CONTEXT).reshape(-1, CONTEXT),
+            kind=np.full(rows[i : i + 4].shape, 0, dtype=np.int8),
+        )
+        for i in range(0, len(rows), 4)
+    )  # fmt: skip
+
+
+def ids(tokenizer: models.Tokenizer, *, number: int) -> list[int]:
+    """Tokens of so many windows of the built-in Wikipedia, its articles laid end to end."""
+    text = "\n\n".join(document.content["text"] for document in read_corpus("builtin:wikipedia").documents)
+    found: list[int] = tokenizer(text)["input_ids"][: number * CONTEXT]
+    return found
 
 
 def peak_above(work: Callable[[], object]) -> int:

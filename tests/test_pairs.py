@@ -1,5 +1,6 @@
 """Any pair of models (every PEFT method, whole models, other architectures) against two naive ones in float64."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoTokenizer
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import holdfast
 import naive
+from holdfast import models
 from holdfast.corpora import read_corpus
 from holdfast.errors import ModelError
 from tuned import ALL, LM, adapter, compared, shaken, tuned_model
@@ -95,10 +98,48 @@ def test_a_tuned_model_without_the_bases_unused_rows(tiny: Path, tmp_path: Path,
         holdfast.measure(base=str(tiny), tuned=str(short), texts=[str(kelp)], dtype="float32")
 
 
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_an_adapter_on_a_quantised_base(bits: str, tiny: Path, tmp_path: Path, kelp: Path) -> None:
+    """bitsandbytes for real: quantisation damage and forgetting are two numbers, and nothing is merged."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    with pytest.raises(ModelError, match="cannot make a forward pass") if bits == "4bit" else contextlib.nullcontext():
+        models.load_base(str(tiny), dtype="float32", device="cpu", quantisation=bits)  # 32 wide: too narrow for 4 bits
+    tiny = other_architecture("llama", tmp_path / "wide", tiny)
+    folder = adapter(tiny, peft.LoraConfig(r=4, target_modules=ALL, **LM), tmp_path / "adapter")
+    report = holdfast.measure(
+        base=str(tiny), tuned=str(folder), quantised=bits, texts=[str(kelp)], context=24, dtype="float32"
+    )
+    assert 1e-5 < report.quantisation["kelp"].kl_base_tuned.value < report["kelp"].kl_base_tuned.value
+    assert report.checkpoints[0].merged is False
+    if bits == "8bit":  # whose outliers depend on what else is in a batch: no other batch gives the same numbers
+        return
+    options = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    quantised = AutoModelForCausalLM.from_pretrained(
+        tiny, dtype=torch.float32, quantization_config=options, device_map={"": "cpu"}
+    ).eval()
+    alone = naive.sums(
+        naive.whole(tiny), lambda ids: quantised(ids).logits[0].double(), read_corpus(str(kelp)).sample(None),
+        tokenizer=str(tiny), context=24,
+    )  # fmt: skip
+    compared(report.quantisation["kelp"], alone, tolerance=1e-4)
+
+
+def test_a_quantised_base_without_bitsandbytes_is_said_so(
+    tiny: Path, kelp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(ModelError, match="needs bitsandbytes: pip install bitsandbytes"):
+        holdfast.measure(base=str(tiny), tuned=str(tiny), quantised="4bit", texts=[str(kelp)], dtype="float32")
+
+
+WIDE = {"hidden_size": 128, "intermediate_size": 128, "num_key_value_heads": 2}
+"""What bitsandbytes' products on a CPU ask for."""
+
+
 def other_architecture(kind: str, folder: Path, tiny: Path) -> Path:
     """A tiny random model whose head is not the plain matrix of a Llama, with the tiny model's tokenizer."""
-    import transformers
-
     size = {
         "vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": None, "eos_token_id": 0,
@@ -106,6 +147,7 @@ def other_architecture(kind: str, folder: Path, tiny: Path) -> Path:
     }  # fmt: skip
     torch.manual_seed(0)
     made = {
+        "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**(size | WIDE))),
         "granite": lambda: transformers.GraniteForCausalLM(transformers.GraniteConfig(**size, logits_scaling=3.0)),
         "gemma2": lambda: transformers.Gemma2ForCausalLM(
             transformers.Gemma2Config(**size, head_dim=16, final_logit_softcapping=5.0, attn_logit_softcapping=50.0)

@@ -29,8 +29,9 @@ from holdfast.store import Role
 
 log = logging.getLogger(__name__)
 
-FIRST_DOCUMENTS = 16
-"""Documents in the first part of a text; each further part doubles the whole, so a longer text reuses a shorter's."""
+FIRST_DOCUMENTS = 32
+"""Documents in the first part of a text; each further part doubles the whole, so a longer text reuses a shorter's. With
+fewer to begin with, stopping as soon as an interval is narrow would choose those that are too narrow by chance."""
 
 SELF_DOCUMENTS, SELF_TOKENS = 32, 256
 """What `self` samples from the base unless told how many documents."""

@@ -170,8 +170,9 @@ def _read(path: Path, *, adapter: bool) -> _Files:
     inner = config.get("text_config")
     files = _weight_files(path, "adapter_model.safetensors" if adapter else "model.safetensors")
     tensors = {name: entry for file in files for name, entry in _header(file).items()}
-    if not tensors:
-        raise ModelError(f"got no tensors, expected weights, at {files[0]}")
+    hollow = [name for name, (_, shape) in tensors.items() if 0 in shape]  # a sharded trainer's parts, never gathered
+    if hollow or not tensors:
+        raise ModelError(f"got no values in {hollow[0] if hollow else 'any tensor'}, expected weights, at {files[0]}")
     return _Files(path=path, config=config | inner if isinstance(inner, dict) else config, tensors=tensors)
 
 

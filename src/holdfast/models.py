@@ -189,11 +189,14 @@ def check_head(model: Base | Tuned, place: str) -> None:
         ModelError: they are not, on eight tokens.
     """
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
-    with torch.no_grad():
-        positions = torch.arange(8, device=model.device)[None]
-        got = head_of(model).logits(hidden_states(model, ids=ids, positions=positions))
-        with autocast(model), quiet():
-            expected = model(input_ids=ids).logits[:, -8:].float()
+    try:
+        with torch.no_grad():
+            positions = torch.arange(8, device=model.device)[None]
+            got = head_of(model).logits(hidden_states(model, ids=ids, positions=positions))
+            with autocast(model), quiet():
+                expected = model(input_ids=ids).logits[:, -8:].float()
+    except (RuntimeError, AssertionError) as error:  # a library's own shapes, such as bitsandbytes' on a CPU
+        raise ModelError(f"{place}: cannot make a forward pass: {first_line(error)}") from error
     if got.shape != expected.shape or not torch.allclose(got, expected, rtol=0.02, atol=0.02 * float(expected.std())):
         raise ModelError(
             f"{place}: got logits that are not its final hidden states under its output head (a scale, or an adapter "
