@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from holdfast import adapters, models
+from holdfast import adapters, meter, models
 from holdfast.config import Adapter
 from holdfast.corpora import Block, read_corpus
 
 BASE = "builtin:smollm2"
 CONTEXT = 512
+ROWS = meter.BATCH_TOKENS // CONTEXT
 
 SIZE = 0.3
 """Standard deviation of the update's second factor at scale 1."""
@@ -51,18 +52,18 @@ def write_merged(adapter: Path, folder: Path, *, dtype: str = "float32") -> Path
 
 
 def windows(ids: list[int], *, first: int) -> tuple[Block, ...]:
-    """Windows of 512 tokens laid end to end, each scored from position `first` on; 4 rows a batch, as llama.cpp's."""
+    """Windows of 512 tokens laid end to end, each scored from position `first` on, in batches of the meter's size."""
     rows = np.array(ids[: len(ids) // CONTEXT * CONTEXT], dtype=np.int64).reshape(-1, CONTEXT)
     scored = np.zeros(rows.shape, dtype=bool)
     scored[:, first:] = True
     return tuple(
         Block(
-            ids=rows[i : i + 4], scored=scored[i : i + 4],
-            positions=np.tile(np.arange(CONTEXT), (len(rows[i : i + 4]), 1)),
-            document=np.repeat(np.arange(i, i + len(rows[i : i + 4])), CONTEXT).reshape(-1, CONTEXT),
-            kind=np.full(rows[i : i + 4].shape, 0, dtype=np.int8),
+            ids=rows[i : i + ROWS], scored=scored[i : i + ROWS],
+            positions=np.tile(np.arange(CONTEXT), (len(rows[i : i + ROWS]), 1)),
+            document=np.repeat(np.arange(i, i + len(rows[i : i + ROWS])), CONTEXT).reshape(-1, CONTEXT),
+            kind=np.full(rows[i : i + ROWS].shape, 0, dtype=np.int8),
         )
-        for i in range(0, len(rows), 4)
+        for i in range(0, len(rows), ROWS)
     )  # fmt: skip
 
 

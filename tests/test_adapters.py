@@ -98,3 +98,13 @@ def test_an_adapter_for_other_shapes_or_with_nan_is_refused(tiny: Path, tmp_path
     save_file(weights, tmp_path / "a" / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="NaN or infinity in"):
         adapters.load_adapter(base_of(tiny), str(tmp_path / "a"))
+
+
+def test_an_adapter_that_finds_no_place_is_refused_and_not_a_no_op(tiny: Path, tmp_path: Path) -> None:
+    """Loaded as if nothing were wrong it would do nothing, and be reported to have forgotten exactly nothing."""
+    adapters.save_adapter(adapters.attach_adapter(base_of(tiny), Adapter(r=4), seed=1), tmp_path / "a")
+    weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    renamed = {name.replace("model.layers", "model.language_model.layers"): w for name, w in weights.items()}
+    save_file(renamed, tmp_path / "a" / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="have no place on this base"):
+        adapters.load_adapter(base_of(tiny), str(tmp_path / "a"))

@@ -89,3 +89,10 @@ def test_a_head_that_is_more_than_we_know_is_refused(copied: Path, monkeypatch: 
     monkeypatch.setattr(models, "_logit_scale", lambda _model: 1.0)
     with pytest.raises(ModelError, match=r"granite.*cannot be measured yet"):
         base_of(copied)
+
+
+def test_a_model_without_some_of_its_weights_is_refused(copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    save_file({k: w for k, w in weights.items() if "1.mlp" not in k}, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"got no weights for model.layers.1.mlp.down_proj.weight"):
+        base_of(copied)

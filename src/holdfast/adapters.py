@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,14 @@ def load_adapter(base: Base, folder: str) -> Tuned:
     if not (Path(folder) / "adapter_config.json").is_file():
         raise ModelError(f"got {folder!r}, expected a PEFT adapter folder with an adapter_config.json in it")
     try:
-        with torch.random.fork_rng(), quiet():
+        with torch.random.fork_rng(), quiet(), warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
             tuned = peft.PeftModel.from_pretrained(base, folder, is_trainable=False)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(f"adapter {folder!r} cannot be put on this base: {first_line(error)}") from error
+    # PEFT only warns where an adapter's weights found no place: it would do nothing, and forget exactly nothing.
+    if unplaced := [str(said.message) for said in heard if "missing adapter keys" in str(said.message)]:
+        raise ModelError(f"adapter {folder!r}: got weights that have no place on this base: {unplaced[0]:.200}")
     check_finite(tuned, f"adapter {folder!r}")
     tuned.requires_grad_(False).eval()
     check_head(tuned, f"adapter {folder!r}")

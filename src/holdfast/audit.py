@@ -343,7 +343,7 @@ def _load(candidate: Candidate, reference: _Reference) -> tuple[Base | Tuned, bo
         reference.spec, dtype=reference.dtype, device=reference.device, quantisation=reference.quantisation
     )
     more: tuple[Finding, ...] = ()
-    if (candidate.path.parent / "provenance.json").is_file():
+    if reference.quantisation is None and (candidate.path.parent / "provenance.json").is_file():
         more = checks.check_weights(candidate, models.weights_fingerprint(standing), reference.dtype)
     tuned = adapters.load_adapter(standing, str(candidate.path))
     whole = adapters.merged(tuned)

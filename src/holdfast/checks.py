@@ -325,7 +325,7 @@ def _check_adapter(ours: _Files, theirs: _Files, config: Mapping[str, Any]) -> N
     if str(config.get("init_lora_weights")).lower().startswith("corda"):
         raise ModelError(f"got a CorDA adapter, which PEFT cannot load on its base ({_CONVERT}), at {place}")
     for name, (_, shape) in theirs.tensors.items():
-        twin = re.sub(r"lora_([AB])\b", lambda found: "lora_B" if found[1] == "A" else "lora_A", name)
+        twin = re.sub(r"lora_([AB])\b(?!.*bias$)", lambda found: "lora_B" if found[1] == "A" else "lora_A", name)
         if twin not in theirs.tensors:
             raise ModelError(f"got {name} without {twin}, expected both, at {theirs.path}")
         copied = name.endswith(".weight") and "lora_" not in name and any(p in name for p in _HEADS + _EMBEDDINGS)

@@ -24,8 +24,8 @@ from holdfast.metrics import BaseCache, BaseStates, TokenQuantities, base_cache,
 from holdfast.models import Base, Tokenizer, Tuned, causal, head_of, hidden_states, output_head
 from holdfast.store import QUANTITIES, Role
 
-# Tokens in one measuring pass: enough to keep the matrix products busy, small enough for 200 MB of activations.
-BATCH_TOKENS = 2048
+# Tokens in one measuring pass: enough to keep matrix products busy; more is slower on a CPU, whose caches hold less.
+BATCH_TOKENS = 1024
 
 FLOORS = {torch.float32: 1e-5, torch.bfloat16: 1e-3}
 """KL that rounding alone makes of a model moved by next to nothing, nats per token; benchmarks/precision.py."""

@@ -123,7 +123,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     path = locate(spec)
     try:
         return _read_tokenizer(path)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # the library underneath raises bare ones
         raise ModelError(f"no tokenizer can be loaded for model {spec!r}: {first_line(error)}") from error
 
 
@@ -164,11 +164,20 @@ def _read(path: Path, spec: str, dtype: torch.dtype, quantisation: str | None, d
             return _read_gguf(path, dtype)
         with quiet():
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            return AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
-            )
+            both: Any = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+                output_loading_info=True, **options,
+            )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
         raise ModelError(f"model {spec!r} cannot be loaded: {first_line(error)}") from error
+    model, loaded = both
+    if loaded["missing_keys"] and quantisation is None:  # transformers makes them up at random
+        missing = sorted(loaded["missing_keys"])
+        raise ModelError(
+            f"model {spec!r}: got no weights for {', '.join(missing[:3])}, expected all of them, at {path}"
+        )
+    read: Base = model
+    return read
 
 
 def check_finite(model: torch.nn.Module, place: str) -> None:

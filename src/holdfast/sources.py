@@ -130,7 +130,7 @@ def named_base(tuned: Sequence[Candidate]) -> str:
         name = candidate.adapter_config.get("base_model_name_or_path")
         if not name:
             raise ModelError(f"got {candidate.name!r}, which names no base, expected the base before the tuned model")
-        revision = candidate.adapter_config.get("base_model_revision")
+        revision = candidate.adapter_config.get("revision")
         names.add(f"{name}@{revision}" if revision else str(name))
     if len(names) > 1:
         raise ModelError(f"got adapters trained on {sorted(names)}, expected one base; name it before the tuned models")
