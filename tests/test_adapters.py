@@ -108,3 +108,12 @@ def test_an_adapter_that_finds_no_place_is_refused_and_not_a_no_op(tiny: Path, t
     save_file(renamed, tmp_path / "a" / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="have no place on this base"):
         adapters.load_adapter(base_of(tiny), str(tmp_path / "a"))
+
+
+def test_a_pickled_adapter_is_never_read(tiny: Path, tmp_path: Path) -> None:
+    adapters.save_adapter(adapters.attach_adapter(base_of(tiny), Adapter(r=4), seed=1), tmp_path / "a")
+    weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    (tmp_path / "a" / "adapter_model.safetensors").unlink()
+    torch.save(weights, tmp_path / "a" / "adapter_model.bin")
+    with pytest.raises(ModelError, match="pickles are not read"):
+        adapters.load_adapter(base_of(tiny), str(tmp_path / "a"))

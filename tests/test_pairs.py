@@ -36,6 +36,7 @@ METHODS: dict[str, tuple[peft.PeftConfig, str, bool]] = {
     "oft": (peft.OFTConfig(oft_block_size=8, r=0, target_modules=["q_proj", "v_proj"], **LM), "cached vectors", True),
     "vera": (peft.VeraConfig(r=4, target_modules=["q_proj", "o_proj"], **LM), "cached vectors", True),
     "loha": (peft.LoHaConfig(r=4, target_modules=ALL, **LM), "cached vectors", True),
+    "no merging": (peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=2, **LM), "cached vectors", False),
     "prompt tuning": (peft.PromptTuningConfig(num_virtual_tokens=5, **LM), "cached vectors", False),
     "prefix tuning": (peft.PrefixTuningConfig(num_virtual_tokens=5, **LM), "cached vectors", False),
     "p-tuning": (peft.PromptEncoderConfig(num_virtual_tokens=5, encoder_hidden_size=16, **LM), "cached vectors", False),

@@ -51,6 +51,10 @@ def load_adapter(base: Base, folder: str) -> Tuned:
     """
     if not (Path(folder) / "adapter_config.json").is_file():
         raise ModelError(f"got {folder!r}, expected a PEFT adapter folder with an adapter_config.json in it")
+    if not (Path(folder) / "adapter_model.safetensors").is_file():  # PEFT would unpickle an adapter_model.bin
+        raise ModelError(
+            f"got {folder!r} without adapter_model.safetensors, expected safetensors; pickles are not read"
+        )
     try:
         with torch.random.fork_rng(), quiet(), warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
@@ -89,7 +93,9 @@ def merged(tuned: Tuned) -> Base | None:
         with quiet():
             whole: Any = tuned.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError) as error:
-        raise ModelError(f"adapter cannot be merged: {first_line(error)}") from error
+        if isinstance(error, ValueError) or any(getattr(module, "merged", False) for module in model.modules()):
+            raise ModelError(f"adapter cannot be merged: {first_line(error)}") from error
+        return None  # a method without merging, and nothing was touched
     plain: Base = whole.requires_grad_(False).eval()
     return plain
 

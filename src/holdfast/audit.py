@@ -205,7 +205,7 @@ class _Reference:
             "context": str(context),
             "batch_tokens": str(BATCH_TOKENS),
             "hardware": _hardware(device),
-            "versions": " ".join(f"{name} {version(name)}" for name in ("holdfast", "torch", "transformers")),
+            "versions": " ".join(f"{name} {version(name)}" for name in _libraries(quantisation)),
         }
 
     def model(self) -> Base:
@@ -365,6 +365,11 @@ def _plan_digest(blocks: Sequence[Block]) -> str:
             digest.update(f"{part.shape}{part.dtype}".encode())
             digest.update(part.tobytes())
     return digest.hexdigest()
+
+
+def _libraries(quantisation: str | None) -> tuple[str, ...]:
+    """Whose versions may move what a base says."""
+    return ("holdfast", "torch", "transformers", *(() if quantisation is None else ("bitsandbytes",)))
 
 
 def _hardware(device: str) -> str:
