@@ -67,10 +67,10 @@ def checkpoint(*reports, name="runs/4f1c/adapter", step=None, findings=(), failu
     )  # fmt: skip
 
 
-def report(*checkpoints, findings=(), quantised=None, quantisation=()):
+def report(*checkpoints, quantised=None, quantisation=()):
     return ForgettingReport(
         base="builtin:smollm2", quantised=quantised, dtype="float32", device="cpu", context=512,
-        findings=tuple(findings), quantisation={text.corpus: text for text in quantisation}, checkpoints=checkpoints,
+        quantisation={text.corpus: text for text in quantisation}, checkpoints=checkpoints,
     )  # fmt: skip
 
 
@@ -88,8 +88,9 @@ def trajectory(*, names=("wikipedia", "code"), quote=lambda text: text):
         checkpoint(
             *(corpus(name=name, forgetting=0.005 * factor * step**0.5, quote=quote)
               for factor, name in zip((1.0, 0.5), names, strict=True)),
-            name=quote(f"outputs/checkpoint-{step}"), step=step, findings=[PADDING] if step == 500 else [],
+            name=quote(f"outputs/checkpoint-{step}"), step=step,
+            findings=[TEMPLATE, PADDING] if step == 500 else [TEMPLATE],
         )
         for step in steps
     ]  # fmt: skip
-    return report(*made, findings=[TEMPLATE])
+    return report(*made)

@@ -115,7 +115,7 @@ def test_precision_grows_a_nested_subset_until_the_interval_is_that_narrow(
     assert report.places == everything.places[: len(report.places)]
     impossible = holdfast.measure(tuned=tuned, texts=[str(text)], dtype="float32", precision=wide / 100)
     assert impossible["many"].documents == everything.documents
-    assert any("not reached on many" in finding.what for finding in impossible.all_findings())
+    assert any("not reached on many" in finding.what for finding in impossible.findings)
 
 
 def test_stopping_when_narrow_keeps_the_interval_honest() -> None:

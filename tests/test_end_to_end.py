@@ -76,5 +76,5 @@ def test_the_page_and_an_adapter_measured_again(swept: tuple[Path, pd.DataFrame]
         tuned=str(out / last["run"]), texts=["builtin:wikipedia"], context=96, documents=2, dtype=last["dtype"]
     )
     assert report.base == "builtin:smollm2"  # named by the adapter
-    assert report.all_findings() == ()
+    assert report.findings == ()
     assert report["wikipedia"].kl_base_tuned.value == pytest.approx(last["kl_base_tuned"], abs=1e-6)

@@ -242,8 +242,9 @@ def hostile(payload):
     finding = Finding(what=payload, consequence=payload)
     failed = measured.checkpoint(name=quote("outputs/checkpoint-600"), step=600, failure=payload, findings=[finding])
     return replace(
-        whole, base=payload, quantised=payload, dtype=payload, device=payload, findings=(finding,),
-        quantisation=whole.checkpoints[0].texts, checkpoints=(*whole.checkpoints, failed),
+        whole, base=payload, quantised=payload, dtype=payload, device=payload,
+        quantisation=whole.checkpoints[0].texts,
+        checkpoints=(*(replace(point, findings=(finding,)) for point in whole.checkpoints), failed),
     )  # fmt: skip
 
 

@@ -109,9 +109,10 @@ def measure(
     specs = [tuned] if isinstance(tuned, str) else list(tuned)
     found = [candidate for spec in specs for candidate in sources.candidates(models.locate(spec), spec=spec)]
     base = base or sources.named_base(found)
-    tokenizer = models.load_tokenizer(base)
+    tokenizer, path = models.load_tokenizer(base), models.locate(base)
     findings = {
-        c.name: checks.check_pair(base=base, candidate=c, quantised=quantised, tokenizer=tokenizer) for c in found
+        c.name: checks.check_pair(base=base, path=path, candidate=c, quantised=quantised, tokenizer=tokenizer)
+        for c in found
     }
     reference = _Reference(base, None, dtype=dtype, device=place, tokenizer=tokenizer, context=context)
     wanted = [_text(spec, reference, documents) for spec in texts]
@@ -147,7 +148,7 @@ def measure(
             )  # fmt: skip
         checkpoints.append(one)
     return ForgettingReport(
-        base=base, quantised=quantised, dtype=dtype, device=place, context=context, findings=(), quantisation=damage,
+        base=base, quantised=quantised, dtype=dtype, device=place, context=context, quantisation=damage,
         checkpoints=tuple(checkpoints),
     )  # fmt: skip
 

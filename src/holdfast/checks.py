@@ -121,16 +121,18 @@ class _Files:
         return str(config.get("quant_method", "bitsandbytes")) if isinstance(config, dict) else None
 
 
-def check_pair(*, base: str, candidate: Candidate, quantised: str | None, tokenizer: Tokenizer) -> tuple[Finding, ...]:
+def check_pair(
+    *, base: str, path: Path, candidate: Candidate, quantised: str | None, tokenizer: Tokenizer
+) -> tuple[Finding, ...]:
     """What about a base and a tuned model could be taken for forgetting, or hide it; in seconds, without weights.
 
-    `base` is the base's spec and `tokenizer` its tokenizer; `quantised` is what the tuned model stands on where that is
-    not the base as it is (`4bit`, `8bit` or a model spec).
+    `base` is the base's spec, `path` where it is, `tokenizer` its tokenizer; `quantised` is what the tuned model stands
+    on where that is not the base as it is (`4bit`, `8bit` or a model spec).
 
     Raises:
         ModelError: a file is damaged, missing or a pickle; or no number about the pair could mean anything.
     """
-    ours = _read(models.locate(base), adapter=False)
+    ours = _read(path, adapter=False)
     theirs = _read(candidate.path, adapter=candidate.adapter)
     config = candidate.adapter_config
     parts = [_adapter(ours, theirs, config, base, quantised) if candidate.adapter else _whole(ours, theirs)]
@@ -206,8 +208,7 @@ def _header(file: Path) -> _Header:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  (not a mapping)
             return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        why = models.first_line(error)
-        raise ModelError(f"got unreadable weights ({why}), expected a whole file of weights, at {file}") from error
+        raise ModelError(f"got unreadable weights ({models.first_line(error)}), expected whole, at {file}") from error
 
 
 def _whole(ours: _Files, theirs: _Files) -> _Found:
@@ -365,8 +366,7 @@ def _tokenizers(ours: Tokenizer, candidate: Candidate, rows: int | None) -> _Fou
     try:
         theirs = models.load_tokenizer(str(path))
     except Exception as error:  # the tokenizers library raises nothing narrower
-        why = models.first_line(error)
-        raise ModelError(f"got no tokenizer that can be read ({why}), expected the base's, at {path}") from error
+        raise ModelError(f"got {models.first_line(error)}, expected a readable tokenizer, at {path}") from error
     yield from _vocabularies(ours, theirs, path, rows)
     for role, consequence in _ROLES.items():
         one, two = getattr(ours, role), getattr(theirs, role)

@@ -74,7 +74,6 @@ class ForgettingReport:
     dtype: str
     device: str
     context: int
-    findings: tuple[Finding, ...]
     quantisation: Mapping[str, CorpusReport]
     checkpoints: tuple[Checkpoint, ...]
 
@@ -159,13 +158,13 @@ class ForgettingReport:
     def __str__(self) -> str:
         lines = [f"{checkpoint.name}  {text}" for checkpoint, text in self.rows()]
         lines += [f"{c.name}  not measured: {c.failure}" for c in self.checkpoints if c.failure]
-        lines += [str(finding) for finding in self.all_findings()]
+        lines += [str(finding) for finding in self.findings]
         return "\n".join(str(visible(line)) for line in lines)
 
-    def all_findings(self) -> tuple[Finding, ...]:
-        """About the base and every checkpoint, each once."""
-        found = [*self.findings, *(finding for checkpoint in self.checkpoints for finding in checkpoint.findings)]
-        return tuple(dict.fromkeys(found))
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """About every checkpoint, each once."""
+        return tuple(dict.fromkeys(finding for checkpoint in self.checkpoints for finding in checkpoint.findings))
 
     def _repr_html_(self) -> str:
         columns = ("Tuned model", "Text", "Forgetting, nats per token", "95 % interval", "Agreement", "Documents")
@@ -176,5 +175,5 @@ class ForgettingReport:
             interval = f"{rounded(low, kl.stderr)} to {rounded(high, kl.stderr)}"
             cells = (checkpoint.name, text.corpus, kl, interval, text.agreement, text.documents)
             body += "<tr>" + "".join(f"<td>{html.escape(str(visible(str(cell))))}</td>" for cell in cells) + "</tr>"
-        notes = "".join(f"<li>{html.escape(str(visible(str(finding))))}</li>" for finding in self.all_findings())
+        notes = "".join(f"<li>{html.escape(str(visible(str(finding))))}</li>" for finding in self.findings)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><ul>{notes}</ul>"

@@ -181,7 +181,7 @@ def _findings(report: ForgettingReport, names: Mapping[str, str]) -> list[dict[s
     """Each finding once, and of which models where it is not of all."""
     holders = {
         finding: [names[point.name] for point in report.checkpoints if finding in point.findings]
-        for finding in report.all_findings()
+        for finding in report.findings
     }
     alone = len(report.checkpoints) == 1
     return [
