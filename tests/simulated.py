@@ -78,6 +78,7 @@ def _row(*, r, seed, step, total_steps, role, now):
         "seed": seed,
         "batch_tokens": 16384,
         "trainable_params": r * PARAMS_PER_RANK,
+        "base_params": 6.6e9,
         "total_steps": total_steps,
         "step": step,
         "tokens": step * 16384,

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from holdfast import cli
 
-COMMANDS = ("demo", "sweep", "fit", "plan", "report", "measure", "schema")
+COMMANDS = ("demo", "sweep", "fit", "plan", "forecast", "report", "measure", "schema")
 
 
 def run(
@@ -92,7 +92,9 @@ def test_fit_prints_a_table_or_only_json(
     assert "Each 0.1 nat of improvement on sums costs" in out
     assert "intervals rest on 3 runs only" in err
     code, out, _ = run(["fit", str(made / "runs"), "--json"], monkeypatch, capsys)
-    laws = json.loads(out)
+    examined = json.loads(out)
+    laws = examined["laws"]
+    assert examined["validation"]["held_out"][0]["split"] == "largest rank (r = 16)"
     assert laws["n_runs"] == 3
     assert laws["ranks"] == [1, 4, 16]
     assert laws["lines"]["kl_base_tuned"]["n_points"] == 3 * 5
@@ -118,7 +120,7 @@ def test_report_writes_the_page_and_the_figures(
     assert f"Report: {tmp_path / 'report.html'}" in out
     assert "holdfast report" in (tmp_path / "report.html").read_text()
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert len(figures) == 6
+    assert len(figures) == 12
     assert (tmp_path / "figures" / figures[0]).read_bytes().startswith(b"\x89PNG")
 
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from holdfast.fitting import orthogonal_line, separable_fit
-from holdfast.formulas import LINE, MULTIPLICATIVE
+from holdfast.fitting import Loss, orthogonal_line, resampled_fits, separable_fit
+from holdfast.formulas import LINE, MULTIPLICATIVE, PAPER
 from holdfast.stats import clustered_covariance
 
 INPUTS = np.stack(np.meshgrid(np.geomspace(0.2, 6, 6), np.geomspace(0.4, 2.5, 12)), axis=-1).reshape(-1, 2)
+LEAST_SQUARES = Loss(limit=math.inf)
 TRUTH = np.array([0.61, 0.08, 0.13, 0.53])
-SEARCH = {"starts": MULTIPLICATIVE.starts, "bounds": MULTIPLICATIVE.bounds}
+SEARCH = {"starts": MULTIPLICATIVE.grid(), "bounds": MULTIPLICATIVE.bounds}
 
 
 def law(parameters, inputs=INPUTS):
@@ -29,7 +30,7 @@ def noisy(seed, outliers=0):
 
 
 def fitted(y, huber=1.345):
-    return separable_fit(partial(MULTIPLICATIVE.columns, INPUTS), y, huber=huber, **SEARCH)
+    return separable_fit(partial(MULTIPLICATIVE.columns, INPUTS), y, loss=Loss(limit=huber), **SEARCH)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -75,7 +76,9 @@ def test_the_jacobian_is_that_of_the_law():
 def test_neither_the_order_of_points_nor_the_scale_of_the_data_matters():
     y, order = noisy(3), np.random.default_rng(0).permutation(len(INPUTS))
     straight = fitted(y).parameters
-    shuffled = separable_fit(partial(MULTIPLICATIVE.columns, INPUTS[order]), y[order], huber=1.345, **SEARCH).parameters
+    shuffled = separable_fit(
+        partial(MULTIPLICATIVE.columns, INPUTS[order]), y[order], loss=Loss(limit=1.345), **SEARCH
+    ).parameters
     np.testing.assert_allclose(shuffled, straight, rtol=1e-5)
     np.testing.assert_allclose(fitted(1e4 * y).parameters, straight * [1e4, 1e4, 1, 1], rtol=1e-5)
 
@@ -93,7 +96,7 @@ def test_an_ordinary_line_is_numpys():
     rng = np.random.default_rng(5)
     x = rng.normal(2, 0.3, 40)
     y = 3 - 1.5 * x + 0.1 * rng.normal(size=40)
-    solution = separable_fit(partial(LINE.columns, x[:, None]), y, starts=(), bounds=(), huber=math.inf)
+    solution = separable_fit(partial(LINE.columns, x[:, None]), y, starts=LINE.grid(), bounds=(), loss=LEAST_SQUARES)
     slope, intercept = np.polyfit(x, y, 1)
     np.testing.assert_allclose(solution.parameters, [-slope, intercept], rtol=1e-10)
 
@@ -144,3 +147,56 @@ def test_errors_of_the_orthogonal_line_are_those_of_leaving_points_out():
     moves = [orthogonal_line(np.delete(x, i), np.delete(y, i)).parameters - solution.parameters for i in range(n)]
     covariance = clustered_covariance(scores=solution.scores, curvatures=solution.curvatures, clusters=np.arange(n))
     np.testing.assert_allclose(covariance, (n - 1) / n * np.transpose(moves) @ moves, rtol=0.05)
+
+
+@pytest.mark.parametrize("limit", [1e-3, 0.02])
+def test_logarithms_agree_with_scipy_on_the_same_loss(limit):
+    y = noisy(4, outliers=3)
+    ours = separable_fit(partial(MULTIPLICATIVE.columns, INPUTS), y, loss=Loss(limit=limit, logarithmic=True), **SEARCH)
+
+    def summed(parameters):
+        size = np.abs(np.log(y / np.maximum(law(parameters), 1e-9)))
+        return np.where(size <= limit, size**2 / 2, limit * (size - limit / 2)).sum()
+
+    scipys = scipy.optimize.minimize(
+        summed, ours.parameters, method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-16, "maxfev": 20_000}
+    )
+    assert summed(ours.parameters) <= scipys.fun * (1 + 1e-9)
+    assert summed(ours.parameters) < summed(TRUTH)
+    np.testing.assert_allclose(ours.scores.sum(axis=0), 0, atol=2e-6)
+    assert ours.settled
+
+
+def test_logarithms_do_not_see_the_unit():
+    y = noisy(5)
+    search = {"loss": Loss(limit=0.01, logarithmic=True), **SEARCH}
+    columns = partial(MULTIPLICATIVE.columns, INPUTS)
+    straight, scaled = (separable_fit(columns, factor * y, **search).parameters for factor in (1, 1e3))
+    np.testing.assert_allclose(scaled, straight * [1e3, 1e3, 1, 1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("form", "worse"), [(MULTIPLICATIVE, 1e-6), (PAPER, 0.03)])
+def test_resampled_fits_are_those_of_the_rows_repeated(form, worse):
+    """All at once, each as if it alone had been fitted, in the optimum nearest to that of the whole."""
+    y, columns = noisy(6), partial(form.columns, INPUTS)
+    whole = separable_fit(columns, y, starts=form.grid(), bounds=form.bounds, loss=LEAST_SQUARES)
+    counts = np.random.default_rng(0).multinomial(len(y), np.full(len(y), 1 / len(y)), size=20).astype(float)
+    found = resampled_fits(columns, y, whole, counts=counts, bounds=form.bounds, logarithmic=False)
+    for parameters, times in zip(found, counts.astype(int), strict=True):
+        repeated = np.repeat(np.arange(len(y)), times)
+        alone = separable_fit(
+            partial(form.columns, INPUTS[repeated]), y[repeated],
+            starts=form.grid(), bounds=form.bounds, loss=LEAST_SQUARES,
+        )  # fmt: skip
+        fitted_to = form.columns(INPUTS, parameters[2:])[0] @ parameters[:2]
+        assert times @ (y - fitted_to) ** 2 <= (1 + worse) * alone.residuals @ alone.residuals
+
+
+def test_all_starts_of_the_papers_law_are_searched_and_most_agree():
+    y = law(TRUTH) + 0.002 * np.random.default_rng(0).normal(size=len(INPUTS))
+    solution = separable_fit(
+        partial(PAPER.columns, INPUTS), y, starts=PAPER.grid(), bounds=PAPER.bounds, loss=Loss(limit=1.345)
+    )
+    assert len(PAPER.grid()) == 500
+    assert solution.starts_agreeing > 0.5
+    assert np.abs(y - solution.residuals - law(TRUTH)).max() < 0.002

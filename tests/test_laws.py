@@ -169,25 +169,6 @@ def test_the_ordinary_line_is_numpys_and_the_joint_law_its_formula():
     assert joint.predict(trainable_params=3e8, steps=200).mean == pytest.approx(by_hand)
 
 
-def test_the_interval_of_a_prediction_covers():
-    """Nominal 90 % intervals of five predictions in 200 studies of 18 runs: six ranks, three seeds."""
-    rng = np.random.default_rng(1)
-    at = {"trainable_params": np.array([8, 32, 32, 64, 200]) * simulated.PARAMS_PER_RANK}
-    at["steps"] = np.array([60, 90, 180, 114, 250])
-    exact, covered, runs_covered = simulated.truth("target_nll", **at), [], []
-    for _ in range(200):
-        noise = noise_by_run(rng, QUIET_POINTS, run_sd=0.004, checkpoint_sd=0.003)
-        measured = QUIET_POINTS.assign(target_nll=QUIET_POINTS["target_nll"] + noise)
-        prediction = fit_law(MULTIPLICATIVE, measured, "target_nll").predict(**at)
-        low, high = prediction.interval(0.9)
-        covered.append((low <= exact) & (exact <= high))
-        run = exact + 0.005 * rng.normal(size=5)
-        runs_covered.append((prediction.run_quantile(0.05) <= run) & (run <= prediction.run_quantile(0.95)))
-    print(f"90 % intervals cover {np.mean(covered):.1%} of true values and {np.mean(runs_covered):.1%} of new runs")
-    assert 0.85 <= np.mean(covered) <= 0.95
-    assert 0.85 <= np.mean(runs_covered) <= 0.95
-
-
 @pytest.mark.parametrize("estimator", [ordinary, orthogonal])
 def test_the_interval_of_the_price_covers(estimator):
     """Noise in the loss flattens the ordinary line: its interval covers the flatter slope, the orthogonal the true."""

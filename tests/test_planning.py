@@ -10,18 +10,18 @@ import pytest
 import simulated
 from holdfast.errors import ConfigError, FitError
 from holdfast.laws import fit
-from holdfast.planning import plan
+from holdfast.planning import frontier, plan, price_in_words
 from holdfast.stats import Estimate
 
 QUIET = fit(simulated.study())
 NOISY = fit(simulated.study(np.random.default_rng(0)))
 
 
-def brute_force(laws, acceptable, wish):
+def brute_force(laws, acceptable, wish, ranks=(8, 16, 32, 64, 128, 256)):
     """The best (rank, steps) of all ranks and whole steps of the study, one prediction at a time."""
     low, high = laws.joint["kl_base_tuned"].domain["steps"]
     best = None
-    for r in (8, 16, 32, 64, 128, 256):
+    for r in ranks:
         for steps in range(int(low), int(high) + 1):
             at = {"trainable_params": r * simulated.PARAMS_PER_RANK, "steps": steps}
             forgetting, loss = laws.joint["kl_base_tuned"].predict(**at), laws.joint["target_nll"].predict(**at)
@@ -56,6 +56,94 @@ def test_both_at_once_satisfy_both():
     assert found.forgetting.probability_above(0.58) <= 0.1
     alone = plan(NOISY, max_forgetting=0.58)
     assert (found.r, found.steps) == (alone.r, alone.steps)
+
+
+@pytest.mark.parametrize("budget", [0.53, 0.56, 0.6])
+@pytest.mark.parametrize("r", [8, 64, 100])
+def test_with_the_rank_or_the_parameters_given_only_steps_are_chosen(r, budget):
+    _, _, steps = brute_force(NOISY, lambda f, _: f.probability_above(budget) <= 0.1, lambda _, loss: loss.mean, [r])
+    by_rank = plan(NOISY, max_forgetting=budget, r=r)
+    by_params = plan(NOISY, max_forgetting=budget, trainable_params=r * simulated.PARAMS_PER_RANK)
+    assert (by_rank.r, by_rank.steps) == (by_params.r, by_params.steps) == (r, steps)
+    assert {choice.r for choice in by_rank.frontier} == {r}
+    free = plan(NOISY, max_forgetting=budget)
+    assert free.target_nll.mean <= by_rank.target_nll.mean
+
+
+def test_parameters_between_two_ranks_are_planned_for_as_they_are():
+    found = plan(NOISY, max_forgetting=0.5, trainable_params=27e6)
+    assert (found.r, found.trainable_params) == (11, 27_000_000)
+    assert any("27,000,000 trainable parameters are no whole rank" in warning for warning in found.warnings)
+    alone = NOISY.joint["kl_base_tuned"].predict(trainable_params=27e6, steps=found.steps)
+    assert (found.forgetting.mean, found.forgetting.stderr) == pytest.approx((alone.mean, alone.stderr), rel=1e-12)
+
+
+def test_a_rank_that_was_never_run_is_planned_with_a_doubt():
+    found = plan(NOISY, max_forgetting=0.5, r=512)
+    assert found.extrapolates
+    words = "1,279,262,720 trainable parameters were never run, only 19,988,480 to 639,631,360"
+    assert any(words in warning for warning in found.warnings)
+
+
+def test_half_and_double_the_budget_are_answered_as_if_they_were_asked_for():
+    for budget in (0.35, 0.5, 0.58):
+        found = plan(NOISY, max_forgetting=budget)
+        for times, choice in ((0.5, found.at_half_budget), (2, found.at_double_budget)):
+            asked = plan(NOISY, max_forgetting=times * budget)
+            if asked.feasible:
+                assert (choice.r, choice.steps) == (asked.r, asked.steps)
+                assert choice.target_nll == asked.target_nll
+            else:
+                assert choice is None
+                assert any("At half the budget" in reason and "nothing would do" in reason for reason in found.reasons)
+
+
+def test_a_larger_budget_never_buys_a_higher_loss():
+    for budget in np.linspace(0.5, 1.2, 15):
+        found = plan(NOISY, max_forgetting=budget)
+        half, double = found.at_half_budget, found.at_double_budget
+        assert half.target_nll.mean >= found.target_nll.mean >= double.target_nll.mean
+        assert half.forgetting.mean <= found.forgetting.mean <= double.forgetting.mean
+
+
+def test_what_another_budget_changes_is_told():
+    reasons = plan(NOISY, max_forgetting=0.5).reasons
+    half, double = (next(reason for reason in reasons if word in reason) for word in ("half", "double"))
+    assert half.startswith("At half the budget (0.25) it would be r = ")
+    assert half.endswith("nats per token on openorca, beyond what was run.")
+    assert double.startswith("At double the budget (1) it would be r = 256 for 260 steps, with a loss of 0.65")
+    assert "At double the budget (2.4) the answer would be the same." in plan(NOISY, max_forgetting=1.2).reasons
+    assert not [reason for reason in plan(NOISY, target_loss=0.68).reasons if "budget" in reason]
+
+
+def test_the_plan_carries_the_frontier_and_its_own_cost():
+    known = dataclasses.replace(NOISY, base_params=1e9)
+    found = plan(known, max_forgetting=0.5, seconds_per_token=1e-3)
+    assert found.frontier == frontier(known, seconds_per_token=1e-3)
+    tokens = found.steps * 16384
+    assert found.cost.tokens == tokens
+    assert found.cost.flop == pytest.approx(tokens * (4e9 + 6 * found.trainable_params))
+    assert found.cost.seconds == pytest.approx(tokens * 1e-3)
+    assert f"It trains on {found.cost}." in found.reasons
+    bare = plan(dataclasses.replace(NOISY, tokens_per_step=None), max_forgetting=0.5)
+    assert bare.cost.tokens is None
+    assert not [reason for reason in bare.reasons if "It trains on" in reason]
+
+
+def test_laws_of_the_hard_loss_alone_are_planned_by_and_named():
+    hard = {name: NOISY.joint[name] for name in ("target_nll", "hard_cross_entropy")}
+    laws = dataclasses.replace(
+        NOISY, joint=hard, lines={"hard_cross_entropy": NOISY.lines["hard_cross_entropy"]}, orthogonal={}
+    )
+    found = plan(laws, max_forgetting=0.8)
+    assert found.measure == "hard_cross_entropy"
+    assert plan(NOISY, max_forgetting=0.5).measure == "kl_base_tuned"
+    assert "nats of hard forgetting loss on wikipedia" in found.reasons[0]
+    assert "a hard forgetting loss of" in found.reasons[1]
+    assert found.forgetting.probability_above(0.8) <= 0.1
+    never = plan(laws, max_forgetting=0.5)
+    assert not never.feasible
+    assert never.steps == 55, "fewer steps would lead the law below what the base has of this loss"
 
 
 def test_the_risk_is_kept_by_the_runs_that_follow():
@@ -121,8 +209,26 @@ def test_the_price_comes_first_and_in_words():
     assert found.price == slope
     assert found.reasons[0] == (
         "Each 0.1 nat of improvement on openorca costs 0.042 nats of forgetting on wikipedia "
-        "(90 % interval 0.038 to 0.046)."
+        "(90 % interval 0.038 to 0.046), whatever the rank from 8 to 256."
     )
+
+
+def with_constants(laws, quantity, **values):
+    joint = laws.joint[quantity]
+    new = {name: dataclasses.replace(joint.parameters[name], value=value) for name, value in values.items()}
+    joint = dataclasses.replace(joint, parameters=joint.parameters | new)
+    return dataclasses.replace(laws, joint=laws.joint | {quantity: joint})
+
+
+def test_one_price_for_every_rank_is_claimed_only_where_the_evidence_has_it():
+    assert ", whatever the rank from 8 to 256." in price_in_words(NOISY)
+    apart = with_constants(NOISY, "kl_base_tuned", x=0.2)
+    assert "whatever" not in price_in_words(apart), "at equal loss the large ranks forget more"
+    line = dataclasses.replace(NOISY.lines["kl_base_tuned"], r2=0.8)
+    assert "whatever" not in price_in_words(dataclasses.replace(NOISY, lines={"kl_base_tuned": line}))
+    assert "whatever" not in price_in_words(fit(simulated.study(np.random.default_rng(2), ranks=(16,))))
+    far = with_constants(NOISY, "target_nll", x=3.0)
+    assert "whatever" not in price_in_words(far), "no loss that both ranks reach"
 
 
 def with_exponents(x, y, stderr):
@@ -207,6 +313,9 @@ def test_a_plan_prints_its_reasons_and_its_doubts():
         ({"max_forgetting": math.nan, "risk": 2}, r"max_forgetting nan.*risk 2"),
         ({"target_loss": math.inf}, "target_loss inf"),
         ({"target_loss": 1.0, "risk": 0.0}, "risk 0.0"),
+        ({"target_loss": 1.0, "r": 8, "trainable_params": 1e6}, "both trainable_params and r"),
+        ({"target_loss": 1.0, "r": 0}, "r 0, expected a number of at least 1"),
+        ({"target_loss": 1.0, "trainable_params": math.nan}, "trainable_params nan"),
     ],
 )
 def test_questions_without_an_answer_are_refused(asked, words):

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from holdfast import laws, planning, reporting
+from holdfast import laws, planning, reporting, validation
 from holdfast.display import visible
 from holdfast.stats import Estimate, rounded
 from pages import PAYLOADS, Page, chromium, watched
@@ -31,7 +31,8 @@ def estimate(row, quantity):
 
 
 def write(table, fitted, plan, **other):
-    arguments = {"title": "A study", "commands": COMMANDS, "provenance": PROVENANCE} | other
+    trial = None if fitted is None else validation.validate(table, corpus=fitted.corpus)
+    arguments = {"title": "A study", "commands": COMMANDS, "provenance": PROVENANCE, "validation": trial} | other
     return reporting.report(table, fitted, plan, **arguments)
 
 
@@ -205,8 +206,9 @@ def test_several_retained_texts_have_a_row_each(table):
 
 
 def test_figures_hold_every_measurement_and_say_which_the_fits_used(page, table, fitted):
-    drawn = [json.loads(code) for code in page.codes["script"][:3]]
+    drawn = [json.loads(code) for code in page.codes["script"] if '"in_fit"' in code and code.startswith("{")]
     every = laws.points(table, skip_fraction=0)
+    assert len(drawn) == 3
     for spec in drawn:
         marks = spec["datasets"][spec["layer"][-1]["data"]["name"]]
         assert {(row["run"], row["steps"]) for row in marks} == set(zip(every["run"], every["steps"], strict=True))
@@ -270,13 +272,17 @@ def test_a_hostile_page_draws_its_figures_and_is_silent(browser, tmp_path, table
     plan = planning.plan(fitted, max_forgetting=0.55)
     file.write_text(write(bad, fitted, plan, **everywhere(payload)), encoding="utf-8")
     page, heard = watched(browser, file)
-    page.wait_for_function("document.querySelectorAll('.chart svg').length === 3")
-    drawn = [chart.locator(".mark-symbol.role-mark path").count() for chart in page.locator(".chart").all()]
-    assert drawn == [len(laws.points(bad, skip_fraction=0))] * 3
+    page.wait_for_function("document.querySelectorAll('.chart svg').length === 6")
+    marks = "[data-figure={}] .mark-symbol.role-mark path"
+    for name in ("loss-against-forgetting", "trajectories-target", "trajectories-forgetting"):
+        assert page.locator(marks.format(name)).count() == len(laws.points(bad, skip_fraction=0))
+    trial = validation.validate(bad).predictions()
+    assert page.locator(marks.format("held-out-target")).count() == (trial["quantity"] == "target_nll").sum()
     for scheme, ink in (("dark", "rgb(228, 233, 230)"), ("light", "rgb(26, 33, 31)")):
         page.emulate_media(color_scheme=scheme)
-        assert page.evaluate("getComputedStyle(document.querySelector('.chart .mark-line path')).stroke") == ink
-    page.locator(".chart .mark-symbol.role-mark path").nth(60).hover(force=True)
+        line = page.locator("[data-figure=loss-against-forgetting] .mark-line path").first
+        assert line.evaluate("path => getComputedStyle(path).stroke") == ink
+    page.locator(marks.format("loss-against-forgetting")).nth(60).hover(force=True)
     assert "Target loss" in page.locator("#vg-tooltip-element").inner_text()
     reason = page.locator("#unfinished td.words").first.evaluate("cell => cell.textContent")
     assert reason == visible(payload.replace("\ud800", ""))
@@ -288,9 +294,9 @@ def test_the_page_is_as_wide_as_a_phone_and_needs_no_script(browser, tmp_path, t
     file.write_text(text, encoding="utf-8")
     phone = {"width": 390, "height": 844}
     page, heard = watched(browser, file, viewport=phone)
-    page.wait_for_function("document.querySelectorAll('.chart svg').length === 3")
+    page.wait_for_function("document.querySelectorAll('.chart svg').length === 6")
     assert page.evaluate("document.documentElement.scrollWidth") == phone["width"]
     still, said = watched(browser, file, viewport=phone, java_script_enabled=False)
-    assert still.locator("noscript svg").count() == 3
+    assert still.locator("noscript svg").count() == 6
     assert still.locator("noscript svg").first.is_visible()
     assert heard + said == []

@@ -1,4 +1,4 @@
-"""Text that a model, a data set or a stranger wrote, made safe to show: no character of it acts unseen."""
+"""How things are said to people: text from strangers made safe, so that no character of it acts unseen; times."""
 
 import unicodedata
 from typing import Any
@@ -23,3 +23,11 @@ def _acts_unseen(character: str) -> bool:
     if character in "\n\t":
         return False
     return unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in BIDI_CONTROLS
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

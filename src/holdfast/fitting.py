@@ -2,11 +2,10 @@
 
 Most constants of a law enter linearly: once the exponents are known, one small linear solve gives them. So only the
 exponents are searched, each candidate judged with its own best linear constants (variable projection). On the
-Chinchilla law this takes the condition number from 3.5e11 to 11 (arXiv 2603.22339), and all starts of a multistart
-share every matrix operation.
+Chinchilla law this takes the condition number from 3.5e11 to 11 (arXiv 2603.22339), and all starts of a multistart, or
+all resamples of a bootstrap, share every matrix operation.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,14 @@ MAD_TO_SIGMA = 1.4826
 """Standard deviation of a normal law over its median absolute deviation."""
 
 SEARCH_STEPS = 100
-REWEIGHTINGS = 100
+REWEIGHTINGS = 300
 ROUNDING = 1e-12
+SEARCHED = 1e-9
+"""Share of the loss that a step must still promise while the best of many starts is looked for."""
+POLISHED = ROUNDING**1.2
+"""The same where the best of them is followed to its end."""
+RESAMPLED = 1e-7
+"""The same for one of many resamples: a hundredth of a standard error with some hundred points."""
 LEAST_DAMPING = 1e-9
 """Keeps a step finite where two exponents do the same."""
 
@@ -37,6 +42,25 @@ FLAT = 1e-4
 """Singular value of the scaled Jacobian, relative to the largest, below which the data do not see a direction."""
 INVOLVED = 0.1
 """Share of a parameter in a flat direction above which it is not identified."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What a fit minimises, summed over points: Huber's loss of residuals, quadratic up to `limit` and linear beyond.
+
+    `limit` counts robust standard deviations of raw residuals (from their median size), and math.inf is least squares;
+    with `logarithmic` it is itself a residual ln y - ln law, as in the Chinchilla fits, where 0.001 is usual.
+    """
+
+    limit: float
+    logarithmic: bool = False
+
+    def __str__(self) -> str:
+        if math.isinf(self.limit):
+            return "least squares of logarithms" if self.logarithmic else "ordinary least squares"
+        if self.logarithmic:
+            return f"Huber at {self.limit:g} of logarithms"
+        return f"Huber at {self.limit:g} robust standard deviations"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +77,8 @@ class Solution:
     """(n, p) each point's pull on the parameters."""
     curvatures: FloatArray
     """(n, p, p) how each pull weakens as the parameters follow it."""
+    limit: float
+    """Residual beyond which a point pulled no harder: raw, or of logarithms."""
     starts_agreeing: float
     """Share of the starts that reached the best optimum found."""
     settled: bool
@@ -60,54 +86,98 @@ class Solution:
 
 
 def separable_fit(
-    columns: Columns,
-    y: FloatArray,
-    *,
-    starts: Sequence[Sequence[float]],
-    bounds: Sequence[tuple[float, float]],
-    huber: float,
+    columns: Columns, y: FloatArray, *, starts: FloatArray, bounds: Sequence[tuple[float, float]], loss: Loss
 ) -> Solution:
-    """Minimise Σ ρ(y − columns(exponents) @ linear) from every combination of `starts`, exponents within `bounds`.
+    """Minimise a sum of losses of y − columns(exponents) @ linear from every start (s, m), exponents within `bounds`.
 
-    ρ is Huber's: quadratic up to `huber` robust standard deviations (from the median absolute residual), linear
-    beyond, so that a few wild checkpoints bend nothing; `huber=inf` is ordinary least squares. Raw residuals, summed:
-    a mean would meet an absolute tolerance early and stop there (arXiv 2404.10102).
+    Huber's loss, so that a few wild checkpoints bend nothing. Raw residuals, summed: a mean would meet an absolute
+    tolerance early and stop there (arXiv 2404.10102). Losses of logarithms need y above 0.
 
-    The multistart runs on least squares; reweighting then goes on from its best optimum alone.
+    The multistart runs on least squares; reweighting then goes on from its best optimum alone. Weights are such that
+    where they no longer change the gradient is the loss's own, of logarithms too.
     """
     box = np.array(bounds, dtype=np.float64).reshape(-1, 2)
-    grid = np.array(list(itertools.product(*starts)), dtype=np.float64)
-    weights, limit = np.ones_like(y), math.inf
-    ends, losses, settled = _search(columns, y, weights, grid, box)
+    weights, limit = 1 / y**2 if loss.logarithmic else np.ones_like(y), math.inf
+    ends, losses, settled = _search(columns, y, weights, starts, box, promise=SEARCHED)
     best = int(np.argmin(losses))
-    tie = losses[best] * (1 + SAME_OPTIMUM) + ROUNDING * float(np.sum((y - y.mean()) ** 2))
-    agreeing, exponents, done = float(np.mean(losses <= tie)), ends[[best]], bool(settled[best])
+    tie = losses[best] * (1 + SAME_OPTIMUM) + ROUNDING * float(weights @ (y - y.mean()) ** 2)
+    agreeing = float(np.mean(losses <= tie))
+    exponents, _, settled = _search(columns, y, weights, ends[[best]], box, promise=POLISHED)
+    done = bool(settled[0])
 
-    for _ in range(REWEIGHTINGS if math.isfinite(huber) else 0):
-        size = np.abs(_project(columns, y, weights, exponents).residuals[0])
-        limit = huber * MAD_TO_SIGMA * float(np.median(size))
+    for _ in range(REWEIGHTINGS if math.isfinite(loss.limit) or loss.logarithmic else 0):
+        residuals = _project(columns, y, weights, exponents).residuals[0]
+        limit = loss.limit if loss.logarithmic else loss.limit * MAD_TO_SIGMA * float(np.median(np.abs(residuals)))
         if limit <= ROUNDING * float(np.abs(y).max()):
             limit = math.inf
             break
-        previous, weights = weights, limit / np.maximum(limit, size)
-        exponents, _, settled = _search(columns, y, weights, exponents, box)
-        done = bool(settled[0]) and bool(np.abs(weights - previous).max() < SAME_OPTIMUM)
+        previous, weights = weights, _pulling(y, residuals, limit, logarithmic=loss.logarithmic)
+        exponents, _, settled = _search(columns, y, weights, exponents, box, promise=POLISHED)
+        done = bool(settled[0]) and bool(np.abs(weights / previous - 1).max() < SAME_OPTIMUM)
         if done:
             break
 
     end = _project(columns, y, weights, exponents)
-    jacobian = np.concatenate([end.columns[0], end.bends[0].T], axis=1)
-    residuals = end.residuals[0]
-    inside = np.abs(residuals) <= limit
+    jacobian, residuals = np.concatenate([end.columns[0], end.bends[0].T], axis=1), end.residuals[0]
+    pulled, size = jacobian, residuals
+    if loss.logarithmic:
+        law = y - residuals
+        pulled, size = jacobian / law[:, None], np.log(y / law)
+    inside = np.abs(size) <= limit
     return Solution(
         parameters=np.concatenate([end.linear[0], exponents[0]]),
         residuals=residuals,
         jacobian=jacobian,
-        scores=jacobian * np.clip(residuals, -limit, limit)[:, None],
-        curvatures=jacobian[:, :, None] * jacobian[:, None, :] * inside[:, None, None],
+        scores=pulled * np.clip(size, -limit, limit)[:, None],
+        curvatures=pulled[:, :, None] * pulled[:, None, :] * inside[:, None, None],
+        limit=limit,
         starts_agreeing=agreeing,
         settled=done,
     )
+
+
+def resampled_fits(
+    columns: Columns,
+    y: FloatArray,
+    solution: Solution,
+    *,
+    counts: FloatArray,
+    bounds: Sequence[tuple[float, float]],
+    logarithmic: bool,
+) -> FloatArray:
+    """Parameters (b, p) of b fits to resampled points, `counts` (b, n) saying how often each point was drawn.
+
+    All at once, each starting from the fit to all points, whose limit of Huber's loss they keep; to about 1e-4 of their
+    spread.
+    """
+    box = np.array(bounds, dtype=np.float64).reshape(-1, 2)
+    nonlinear = len(box)
+    exponents = np.tile(solution.parameters[len(solution.parameters) - nonlinear :], (len(counts), 1))
+    residuals = np.tile(solution.residuals, (len(counts), 1))
+    moving = np.arange(len(counts))
+    for _ in range(REWEIGHTINGS):
+        weights = counts[moving] * _pulling(y, residuals[moving], solution.limit, logarithmic=logarithmic)
+        exponents[moving], _, _ = _search(columns, y, weights, exponents[moving], box, promise=RESAMPLED, steps=4)
+        before = residuals[moving]
+        residuals[moving] = now = _project(columns, y, weights, exponents[moving]).residuals
+        moved = np.abs(now - before).max(axis=1) > 1e-4 * np.abs(now).mean(axis=1)
+        moving = moving[moved]
+        if not len(moving):
+            break
+    weights = counts * _pulling(y, residuals, solution.limit, logarithmic=logarithmic)
+    return np.concatenate([_project(columns, y, weights, exponents).linear, exponents], axis=1)
+
+
+def _pulling(y: FloatArray, residuals: FloatArray, limit: float, *, logarithmic: bool) -> FloatArray:
+    """Weights with which least squares of raw residuals pull as the loss does at these residuals."""
+    if not logarithmic:
+        return np.ones_like(residuals) if math.isinf(limit) else limit / np.maximum(limit, np.abs(residuals))
+    law = np.maximum(y - residuals, 1e-3 * y)
+    size = np.log(y / law)
+    raw = np.where(np.abs(size) < ROUNDING, law, y - law)
+    pull = np.where(np.abs(size) < ROUNDING, 1.0, np.clip(size, -limit, limit))
+    weights: FloatArray = pull / (law * raw)
+    return weights
 
 
 def orthogonal_line(x: FloatArray, y: FloatArray) -> Solution:
@@ -128,6 +198,7 @@ def orthogonal_line(x: FloatArray, y: FloatArray) -> Solution:
         jacobian=np.stack([-x, ones], axis=1),
         scores=np.stack([(slope * e**2 - x * e * q) / q**2, e / q], axis=1),
         curvatures=np.array([[slope_slope, slope_intercept], [slope_intercept, ones / q]]).transpose(2, 0, 1),
+        limit=math.inf,
         starts_agreeing=1.0,
         settled=True,
     )
@@ -144,60 +215,107 @@ class _Projection(NamedTuple):
     """(S, m, n): the law by its exponents, linear constants held."""
     residuals: FloatArray
     """(S, n), not weighted."""
-    jacobian: FloatArray
-    """(S, n, m): weighted residuals by the exponents, linear constants following."""
     loss: FloatArray
     """(S,): weighted sum of squared residuals."""
+    gradient: FloatArray
+    """(S, m): of half the loss by the exponents, linear constants following."""
+    normal: FloatArray
+    """(S, m, m): the Gauss-Newton curvature of the same."""
 
 
 def _project(columns: Columns, y: FloatArray, weights: FloatArray, exponents: FloatArray) -> _Projection:
     """Solve the linear constants at each candidate, with Kaufman's Jacobian of what they leave.
 
-    Kaufman (1975) drops the part of the derivative along the columns themselves: the gradient stays exact.
+    `weights` are (n,), or (S, n) where each candidate has its own. Kaufman (1975) drops the part of the derivative
+    along the columns themselves: the gradient stays exact. Columns are orthogonalised twice by Gram and Schmidt, as
+    exact as Householder's reflections, with every operation shared between the candidates.
     """
     matrix, slopes = columns(exponents)
     root = np.sqrt(weights)
-    left, singular, right = np.linalg.svd(root[:, None] * matrix, full_matrices=False)
-    kept = singular > ROUNDING * singular[:, :1]
-    left = left * kept[:, None, :]
-    linear = np.einsum("skj,sk->sj", right, (root * y) @ left / np.where(kept, singular, 1.0))
-    residuals = y - np.einsum("snk,sk->sn", matrix, linear)
-    bends = np.einsum("smnk,sk->smn", slopes, linear)
-    tilted = (root * bends).swapaxes(1, 2)
-    jacobian = left @ (left.swapaxes(1, 2) @ tilted) - tilted
-    return _Projection(linear, matrix, bends, residuals, jacobian, np.sum(weights * residuals**2, axis=1))
+    aim = np.broadcast_to(root * y, matrix.shape[:2])
+    candidates, _, k = matrix.shape
+    upper, along = np.zeros((candidates, k, k)), np.zeros((candidates, k))
+    basis: list[FloatArray] = []
+    for j in range(k):
+        rest = root * matrix[:, :, j]
+        size = np.sqrt(_dot(rest, rest))
+        for i, unit in [*enumerate(basis)] * 2:
+            part = _dot(unit, rest)
+            upper[:, i, j] += part
+            rest -= part[:, None] * unit
+        length = np.sqrt(_dot(rest, rest))
+        kept = length > ROUNDING * size
+        basis.append(rest * np.where(kept, 1 / np.where(kept, length, 1), 0)[:, None])
+        upper[:, j, j] = np.where(kept, length, 1)
+        along[:, j] = _dot(basis[j], aim)
+    linear = np.asarray(np.linalg.solve(upper, along[:, :, None])[:, :, 0], dtype=np.float64)
+    # A loop over few constants, each a long row: einsum and matmul take several times as long over a short last axis.
+    residuals, bends = y - matrix[:, :, 0] * linear[:, :1], slopes[..., 0] * linear[:, 0, None, None]
+    for j in range(1, k):
+        residuals -= matrix[:, :, j] * linear[:, j, None]
+        bends += slopes[..., j] * linear[:, j, None, None]
+    left = root * residuals
+    tilted = bends * (root if root.ndim == 1 else root[:, None, :])
+    for unit in basis:
+        tilted -= (tilted @ unit[:, :, None]) * unit[:, None, :]
+    return _Projection(
+        linear=linear,
+        columns=matrix,
+        bends=bends,
+        residuals=residuals,
+        loss=_dot(left, left),
+        gradient=-(tilted @ left[:, :, None])[:, :, 0],
+        normal=tilted @ tilted.swapaxes(1, 2),
+    )
+
+
+def _dot(left: FloatArray, right: FloatArray) -> FloatArray:
+    product: FloatArray = np.einsum("sn,sn->s", left, right)
+    return product
 
 
 def _search(
-    columns: Columns, y: FloatArray, weights: FloatArray, starts: FloatArray, box: FloatArray
+    columns: Columns,
+    y: FloatArray,
+    weights: FloatArray,
+    starts: FloatArray,
+    box: FloatArray,
+    *,
+    promise: float,
+    steps: int = SEARCH_STEPS,
 ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
-    """Levenberg-Marquardt on the exponents, from all starts at once: ends, losses, and whether each settled."""
+    """Levenberg-Marquardt on the exponents, from all starts at once: ends, losses, and whether each settled.
+
+    A start settles when a step promises less than this share of its loss, and takes no further part.
+    """
     lower, upper = box.T
-    here, damping = np.clip(starts, lower, upper), np.full(len(starts), 1e-3)
-    settled, diagonal = np.full(len(starts), starts.shape[1] == 0), np.eye(starts.shape[1])
+    here, damping, diagonal = np.clip(starts, lower, upper), np.full(len(starts), 1e-3), np.eye(starts.shape[1])
     at = _project(columns, y, weights, here)
-    for _ in range(SEARCH_STEPS):
-        if settled.all():
+    ends, losses, settled = here.copy(), at.loss.copy(), np.full(len(starts), starts.shape[1] == 0)
+    moving, loss, gradient, normal = np.flatnonzero(~settled), at.loss, at.gradient, at.normal
+    for _ in range(steps):
+        if not len(moving):
             break
-        gradient = np.einsum("snm,sn->sm", at.jacobian, np.sqrt(weights) * at.residuals)
-        stuck = ((here <= lower) & (gradient > 0)) | ((here >= upper) & (gradient < 0))
-        gradient = np.where(stuck, 0.0, gradient)
-        free = np.where(stuck[:, None, :], 0.0, at.jacobian)
-        normal = free.swapaxes(1, 2) @ free
-        steep = np.einsum("smm->sm", normal)
-        normal = normal + diagonal * (damping[:, None] * steep + (steep <= 0))[:, None, :]
-        step = np.linalg.solve(normal, -gradient[:, :, None])[:, :, 0]
+        free = ~(((here <= lower) & (gradient > 0)) | ((here >= upper) & (gradient < 0)))
+        downhill = -gradient * free
+        curved = normal * (free[:, :, None] & free[:, None, :])
+        steep = np.einsum("smm->sm", curved)
+        curved = curved + diagonal * (damping[:, None] * steep + (steep <= 0))[:, None, :]
+        step = np.linalg.solve(curved, downhill[:, :, None])[:, :, 0]
         there = np.clip(here + step, lower, upper)
         trial = _project(columns, y, weights, there)
-        # What the step promised is below the rounding of the loss: there is nothing more to gain.
-        settled |= -np.einsum("sm,sm->s", gradient, step) <= ROUNDING**1.2 * at.loss
-        better = trial.loss < at.loss
+        done = np.einsum("sm,sm->s", downhill, step) <= promise * loss
+        better = trial.loss < loss
         damping = np.maximum(damping * np.where(better, 0.2, 5.0), LEAST_DAMPING)
-        here = np.where(better[:, None], there, here)
-        at = _Projection(
-            *(np.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old) for new, old in zip(trial, at, strict=True))
-        )
-    return here, at.loss, settled
+        here[better], loss[better] = there[better], trial.loss[better]
+        gradient[better], normal[better] = trial.gradient[better], trial.normal[better]
+        ends[moving], losses[moving], settled[moving] = here, loss, done
+        if done.any():
+            going = ~done
+            moving, here, damping = moving[going], here[going], damping[going]
+            loss, gradient, normal = loss[going], gradient[going], normal[going]
+            weights = weights[going] if weights.ndim == 2 else weights
+    return ends, losses, settled
 
 
 def identification(law: Law, solution: Solution, stderr: dict[str, float], *, dof: int) -> tuple[float, dict[str, str]]:

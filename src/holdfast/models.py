@@ -230,6 +230,13 @@ def trainable_params(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def multiplying_params(model: Base) -> int:
+    """Parameters that every token is multiplied by: all but an input embedding that is not also the output head."""
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    return sum(sizes.values()) - (0 if head is embedding else sizes[id(embedding)])
+
+
 def hidden_states(
     model: Base | Tuned, *, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"]
 ) -> Float[Tensor, "b t d"]:

@@ -21,8 +21,9 @@ from holdfast.forgetting import ForgettingReport
 from holdfast.forgetting_page import forgetting_page
 from holdfast.laws import Laws, fit, points
 from holdfast.planning import Plan, plan
-from holdfast.reporting import report
+from holdfast.reporting import charts, report
 from holdfast.store import Run, read_runs, tabulate, write_text
+from holdfast.validation import Validation, validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,12 @@ def publish(
         laws, why_not = None, str(error)
     asked = max_forgetting is not None or target_loss is not None
     planned = plan(laws, max_forgetting=max_forgetting, target_loss=target_loss, risk=risk) if laws and asked else None
+    validation = None if laws is None else validate(table, corpus=laws.corpus)
     page = report(
         table,
         laws,
         planned,
+        validation=validation,
         title=_title(made),
         commands=commands,
         provenance=_common([run.provenance for run in made if run.state == "done"]),
@@ -75,21 +78,18 @@ def publish(
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_text(output_dir / "report.html", page)
-        drawn = _draw(table, laws, output_dir / "figures") if laws else ()
+        drawn = _draw(table, laws, planned, validation, output_dir / "figures") if laws else ()
     except OSError as error:
         raise ResourceError(f"the report cannot be written: {error.strerror or error}, at {output_dir}") from error
     return Published(page=output_dir / "report.html", figures=drawn, laws=laws, why_no_laws=why_not, plan=planned)
 
 
-def _draw(table: pd.DataFrame, laws: Laws, folder: Path) -> tuple[Path, ...]:
+def _draw(
+    table: pd.DataFrame, laws: Laws, planned: Plan | None, validation: Validation | None, folder: Path
+) -> tuple[Path, ...]:
     folder.mkdir(exist_ok=True)
     shown = points(table, corpus=laws.corpus, skip_fraction=laws.skip_fraction)
-    charts = {
-        "loss-against-forgetting": figures.loss_against_forgetting(shown, laws),
-        "trajectories-target": figures.trajectories(shown, laws, "target_nll"),
-        "trajectories-forgetting": figures.trajectories(shown, laws, "kl_base_tuned"),
-    }
-    for name, chart in charts.items():
+    for name, chart in charts(shown, laws, planned, validation).items():
         (folder / f"{name}.png").write_bytes(figures.png(chart))
         (folder / f"{name}.svg").write_text(figures.svg(chart), encoding="utf-8")
     return tuple(sorted(folder.iterdir()))

@@ -11,8 +11,10 @@ from holdfast.display import visible
 from holdfast.errors import FitError
 from holdfast.laws import LAWS, Fit, Laws, points
 from holdfast.page import Cell, Grid, figure_entries, heads, interval, render
+from holdfast.plan_figures import frontier_figure, held_out_figure
 from holdfast.planning import Plan, price_in_words
 from holdfast.stats import Estimate, Prediction, rounded
+from holdfast.validation import Validation
 
 LEVEL = 0.9
 """Of every interval on the page."""
@@ -30,7 +32,22 @@ CAPTIONS = {
     ),
     "trajectories-target": "The paper's Figure 3, for what is learned, with the joint law of parameters and steps.",
     "trajectories-forgetting": "The paper's Figure 3, for what is forgotten, with the joint law.",
+    "frontier": (
+        "Each mark is a rank and a number of steps that no other beats in both. Through it the laws' 90 % intervals; "
+        "dashed, what was asked for."
+    ),
+    "held-out-forgetting": (
+        "Each mark is a measurement that the law had not seen when it predicted it. On the dashed line a prediction is "
+        "right; bars are where nine runs in ten were expected."
+    ),
+    "held-out-target": "The same for what is learned.",
 }
+
+
+READING_ORDER = (
+    "frontier", "loss-against-forgetting", "trajectories-target", "trajectories-forgetting", "held-out-forgetting",
+    "held-out-target",
+)  # fmt: skip
 
 
 def report(
@@ -38,6 +55,7 @@ def report(
     laws: Laws | None,
     plan: Plan | None,
     *,
+    validation: Validation | None = None,
     title: str,
     commands: Sequence[str],
     provenance: Mapping[str, Any],
@@ -45,7 +63,8 @@ def report(
 ) -> str:
     """A study as one self-contained HTML page: what learning costs, what to run, and the evidence for both.
 
-    `table` is that of `store.table`, failed and diverged runs included; `laws` and `plan` were made from it.
+    `table` is that of `store.table`, failed and diverged runs included; `laws`, `plan` and `validation` were made from
+    it.
     `commands` are what a reader types to make the page again; `provenance` is whatever says where the numbers come
     from, nested as it likes. Without `laws` the page shows the measurements, and `why_no_laws` in place of the laws.
 
@@ -53,11 +72,12 @@ def report(
     arguments give the same page, byte for byte.
     """
     shown, why_no_figures = _points(table, laws)
+    drawn = {} if shown is None else charts(shown, laws, plan, validation)
     return render(
         "report.html.j2",
         style="page.css",
         title=title,
-        drawings=[] if shown is None else figure_entries(_charts(shown, laws), CAPTIONS),
+        drawings=figure_entries(drawn, CAPTIONS),
         commands=commands,
         provenance=provenance,
         content={
@@ -65,7 +85,11 @@ def report(
             "why_no_laws": None if laws else why_no_laws or "No reason was given.",
             "laws": None if laws is None else _laws(laws),
             "plan": None if plan is None else _plan(plan),
+            "held_out": None if validation is None else _held_out(validation),
             "why_no_figures": why_no_figures,
+            "numbers": {
+                name: number for number, name in enumerate([name for name in READING_ORDER if name in drawn], 1)
+            },
             "runs": _runs(table),
             "unfinished": _unfinished(table),
             "finished": table.loc[table["state"] == "done", "run"].nunique(),
@@ -86,11 +110,47 @@ def _points(table: pd.DataFrame, laws: Laws | None) -> tuple[pd.DataFrame | None
     return shown, None
 
 
-def _charts(shown: pd.DataFrame, laws: Laws | None) -> dict[str, figures.Chart]:
-    return {
+def charts(
+    shown: pd.DataFrame, laws: Laws | None, plan: Plan | None, validation: Validation | None
+) -> dict[str, figures.Chart]:
+    """Every figure of a study by name: `shown` are its points; what is None has none."""
+    drawn = {
         "loss-against-forgetting": figures.loss_against_forgetting(shown, laws),
         "trajectories-target": figures.trajectories(shown, laws, "target_nll"),
         "trajectories-forgetting": figures.trajectories(shown, laws, "kl_base_tuned"),
+    }
+    if plan is not None and plan.frontier:
+        drawn["frontier"] = frontier_figure(plan)
+    predictions = None if validation is None else validation.predictions()
+    for name, quantity in (("held-out-forgetting", "kl_base_tuned"), ("held-out-target", "target_nll")):
+        if predictions is not None and (predictions["quantity"] == quantity).any():
+            drawn[name] = held_out_figure(predictions, quantity)
+    return drawn
+
+
+def _held_out(validation: Validation) -> dict[str, Any]:
+    """How far the laws were off on what they had not seen."""
+    columns = ("Held out", "Quantity", "Law", "Error", "A constant", "A line in log N", "R²", "In 90 % interval")
+    rows = [
+        [
+            Cell(held.split, kind="text"),
+            Cell(NAMES[held.quantity], kind="text"),
+            Cell(held.law, kind="text"),
+            Cell(f"{held.rmse:.2g}"),
+            Cell(f"{held.rmse_constant:.2g}"),
+            Cell(f"{held.rmse_log_steps:.2g}"),
+            Cell(f"{held.r2:.2f}"),
+            Cell("no interval" if held.inside is None else f"{held.inside} of {held.n_points}"),
+        ]
+        for held in validation.held_out
+        if held.quantity in NAMES
+    ]
+    told = [held for held in validation.held_out if held.quantity == "kl_base_tuned" and held.law != "line"]
+    return {
+        "sentences": [str(held) for held in told],
+        "grid": Grid("Held out, then predicted", heads(columns, texts=3), rows) if rows else None,
+        "skipped": [f"{skipped.split}: {skipped.reason}" for skipped in validation.skipped],
+        "warnings": [warning for warning in validation.warnings if "nearer" in warning or "chosen" in warning],
     }
 
 

@@ -7,7 +7,7 @@ for a measured mean, the run for a fitted law. Everything here is clustered by t
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,8 @@ class Prediction:
     """Uncertainty of the law itself, by the delta method."""
     scatter: float
     """Standard deviation of single measurements about the law, which no number of runs removes."""
-    dof: int
+    dof: float | FloatArray
+    """Of Student's t: fewer than runs − 1 where the prediction rests on some runs more than on others."""
     extrapolates: bool | npt.NDArray[np.bool_]
     """Some input lies outside what was fitted: the interval then rests on the formula being right."""
 
@@ -172,9 +173,17 @@ def between_share(values: FloatArray, *, clusters: npt.ArrayLike) -> float:
     return float(np.sum(sums**2 / counts)) / total if total > 0 else math.nan
 
 
-def t_quantile(probability: float, dof: float) -> float:
+@overload
+def t_quantile(probability: float, dof: float) -> float: ...
+@overload
+def t_quantile(probability: float, dof: float | FloatArray) -> float | FloatArray: ...
+def t_quantile(probability: float, dof: float | FloatArray) -> float | FloatArray:
     """Student's t quantile; nan without a degree of freedom."""
-    return float(stdtrit(dof, probability)) if dof > 0 else math.nan
+    some = np.asarray(dof, dtype=np.float64)
+    quantile: float | FloatArray = unwrapped(
+        np.where(some > 0, stdtrit(np.where(some > 0, some, 1), probability), np.nan)
+    )
+    return quantile
 
 
 def rounded(value: float, error: float) -> str:

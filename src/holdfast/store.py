@@ -60,13 +60,14 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run folder as it stands. `reason` says why a failed or diverged run ended."""
+    """A run folder as it stands. `reason` says why a failed or diverged run ended, `summary` what a done one took."""
 
     folder: Path
     config: RunConfig
     provenance: Mapping[str, Any]
     state: State
     reason: str | None
+    summary: Mapping[str, Any]
     rows: tuple[Row, ...]
 
     @property
@@ -147,12 +148,13 @@ def read_run(folder: Path) -> Run:
         raise StoreError(f"got a config that hashes to {config.name}, expected the folder's own name, at {folder}")
     failed = _read_json(folder / "failed.json") if (folder / "failed.json").is_file() else None
     done = (folder / "done.json").is_file()
+    summary = _read_json(folder / "done.json") if done else {}
     rows = tuple(_read_rows(folder / "records.jsonl", finished=done))
     provenance = _read_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
     state: State = "done" if done else failed["state"] if failed else "in progress"
     return Run(
         folder=folder, config=config, provenance=provenance, state=state, reason=failed["reason"] if failed else None,
-        rows=rows,
+        summary=summary, rows=rows,
     )  # fmt: skip
 
 
@@ -176,6 +178,28 @@ def table(root: Path | str) -> pd.DataFrame:
     row with neither step nor quantities, so that it is seen; use `state` to leave runs out.
     """
     return tabulate(read_runs(Path(root)))
+
+
+def full_name(table: pd.DataFrame, run: str) -> str:
+    """The run of a table whose name begins like this.
+
+    Raises:
+        StoreError: none does, or several do.
+    """
+    found = sorted({name for name in table["run"] if str(name).startswith(run)})
+    if len(found) != 1:
+        raise StoreError(f"got run {run!r}, which {', '.join(found) or 'none'} begins with, expected one, at the runs")
+    return str(found[0])
+
+
+def seconds_per_token(root: Path | str) -> float | None:
+    """Training time per token over all finished runs under a folder, measurements not counted; None if none says.
+
+    Not in the table: a study made again, or resumed, gives the same table, and takes another time.
+    """
+    done = [run for run in read_runs(Path(root)) if "training_s" in run.summary]
+    tokens = sum(run.config.steps * run.config.batch_tokens for run in done)
+    return sum(float(run.summary["training_s"]) for run in done) / tokens if tokens else None
 
 
 def tabulate(runs: Iterable[Run]) -> pd.DataFrame:
@@ -211,6 +235,7 @@ def _about(run: Run) -> dict[str, Any]:
         "batch_tokens": config.batch_tokens,
         "total_steps": config.steps,
         "trainable_params": run.provenance.get("trainable_params", math.nan),
+        "base_params": run.provenance.get("base_params", math.nan),
     }
 
 

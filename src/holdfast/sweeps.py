@@ -88,10 +88,13 @@ def _make(
     started = time.monotonic()
     tuned = adapters.attach_adapter(bench.base, config.adapter, seed=config.seed)
     try:
-        origin = provenance(bench, texts) | {"trainable_params": models.trainable_params(tuned)}
+        origin = provenance(bench, texts) | {
+            "trainable_params": models.trainable_params(tuned),
+            "base_params": bench.base_params,
+        }
         with recording(config, root=root, provenance=origin) as recorder:
             try:
-                train(tuned, config, bench, record=recorder.append, tell=tell)
+                training_s = train(tuned, config, bench, record=recorder.append, tell=tell)
                 adapters.save_adapter(tuned, recorder.folder / "adapter")
             except Diverged as error:
                 recorder.fail("diverged", str(error))
@@ -103,7 +106,8 @@ def _make(
             ) as error:  # torch's refusals, out of memory too
                 recorder.fail("failed", f"{type(error).__name__}: {error}")
                 return "failed", str(error)
-            recorder.finish({"wall_time_s": time.monotonic() - started, "finished_at": datetime.now(UTC).isoformat()})
+            took = {"wall_time_s": time.monotonic() - started, "training_s": training_s}
+            recorder.finish(took | {"finished_at": datetime.now(UTC).isoformat()})
             return "done", None
     finally:
         adapters.detach_adapter(tuned)

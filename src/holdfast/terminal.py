@@ -17,7 +17,7 @@ from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from holdfast.display import visible
+from holdfast.display import duration, visible
 from holdfast.evidence import QUANTILES, UNMEASURABLE
 from holdfast.stats import rounded
 
@@ -29,13 +29,8 @@ if TYPE_CHECKING:
     from holdfast.errors import HoldfastError
     from holdfast.evidence import CorpusReport
     from holdfast.forgetting import Checkpoint, ForgettingReport
-    from holdfast.laws import Fit, Laws
-    from holdfast.planning import Plan
     from holdfast.publishing import Published
     from holdfast.stats import Estimate
-
-LEVEL = 0.9
-"""Of every interval printed beside a law or a plan."""
 
 
 def escape(text: str) -> str:
@@ -190,7 +185,7 @@ def show_measurement(report: ForgettingReport, max_forgetting: float | None) -> 
         _show_where(text)
     if len(measured) > 1:
         _show_difference(measured[-2], measured[-1])
-    show_warnings(str(finding) for finding in report.all_findings())
+    show_warnings(str(finding) for finding in report.findings)
 
 
 _MEASURED: tuple[tuple[str, Literal["left", "right"]], ...] = (
@@ -270,40 +265,6 @@ def rounded_estimate(estimate: Estimate) -> str:
     return rounded(estimate.value, estimate.stderr)
 
 
-def show_laws(laws: Laws) -> None:
-    """Every fit with its parameters and intervals, then every warning, then the price of learning in words."""
-    from holdfast.planning import price_in_words
-
-    fits = (*laws.lines.values(), *laws.orthogonal.values(), *laws.joint.values())
-    for fit in fits:
-        _show_fit(fit)
-    show_warnings(dict.fromkeys([*laws.warnings, *(warning for fit in fits for warning in fit.warnings)]))
-    out().print(escape(price_in_words(laws)), soft_wrap=True)
-
-
-def _show_fit(fit: Fit) -> None:
-    from holdfast.laws import LAWS
-
-    evidence = f"{fit.estimator}; R² {fit.r2:.3f} in sample, {fit.n_points} points, {fit.n_runs} runs"
-    out().print(f"[bold]{fit.quantity}[/] = {LAWS[fit.law].formula}\n  [dim]{evidence}[/]", soft_wrap=True)
-    grid = Table.grid(padding=(0, 3))
-    for name, estimate in fit.parameters.items():
-        low, high = estimate.interval(LEVEL)
-        known = f"{100 * LEVEL:.0f} % interval {low:.3g} to {high:.3g}"
-        grid.add_row(f"  {name}", f"{estimate.value:.4g}", "not identified" if math.isnan(low) else known)
-    out().print(grid)
-    out().print()
-
-
-def show_plan(plan: Plan) -> None:
-    """The recommendation in sentences, then every warning."""
-    headline = f"r = {plan.r}, {plan.steps} steps" if plan.feasible else "No rank and number of steps will do"
-    out().print(f"[bold]{headline}[/]")
-    for reason in plan.reasons:
-        out().print(f"  {escape(reason)}", soft_wrap=True)
-    show_warnings(plan.warnings)
-
-
 def show_published(published: Published) -> None:
     """What the page says first, and where it is."""
     if published.laws:
@@ -321,11 +282,3 @@ def show_warnings(warnings: Iterable[str]) -> None:
     """Soft trouble, always printed."""
     for warning in warnings:
         err().print(f"[yellow]note[/] {escape(warning)}", soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """A time as a person says it: 40 s, 12 min, 3 h 20 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

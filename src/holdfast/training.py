@@ -7,6 +7,7 @@ a measured run trains bit for bit like an unmeasured one.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -151,6 +152,8 @@ class Workbench:
     training: tuple[Tokens, ...]
     observed: tuple[tuple[Role, ObservedBase], ...]
     weights_fingerprint: str
+    base_params: int
+    """Frozen, and multiplied by every token."""
 
 
 def read_texts(config: RunConfig) -> Texts:
@@ -178,7 +181,11 @@ def prepare(config: RunConfig, texts: Texts, *, device: str) -> Workbench:
         for role, corpus in texts.measured
     )
     return Workbench(
-        base=base, training=training, observed=observed, weights_fingerprint=models.weights_fingerprint(base)
+        base=base,
+        training=training,
+        observed=observed,
+        weights_fingerprint=models.weights_fingerprint(base),
+        base_params=models.multiplying_params(base),
     )
 
 
@@ -189,8 +196,10 @@ def train(
     *,
     record: Callable[[list[Row]], None] | None,
     tell: Callable[[Event], None] = lambda _: None,
-) -> None:
+) -> float:
     """Train one fresh adapter as its config says and measure it along the way; the one loop of the package.
+
+    Returns the seconds spent on updates, measurements not counted.
 
     Every run of a study sees the same batches in the same order (they depend on the data and the seed alone), so
     differences between ranks are not differences between batches. With `record=None` nothing is measured; else it is
@@ -209,7 +218,7 @@ def train(
     done = 0
     torch.manual_seed(config.seed)  # dropout's
     tuned.train()
-    loss = math.nan
+    loss, training_s = math.nan, 0.0
     for step in range(config.steps + 1):
         if record and step in measured_at:
             for role, observed in bench.observed:
@@ -220,10 +229,13 @@ def train(
                 record(_rows(report, role=role, step=step, tokens=step * config.batch_tokens))
                 tell(Event(step=step, share=done / work, loss=loss, role=role, report=report))
         if step < config.steps:
+            started = time.monotonic()
             blocks = [next(batches) for _ in range(config.gradient_accumulation_steps)]
             loss = update(tuned, optimizer, blocks, config, step)
+            training_s += time.monotonic() - started
             done += 2 * config.batch_tokens
             tell(Event(step=step + 1, share=done / work, loss=loss, role=None, report=None))
+    return training_s
 
 
 def _measure(tuned: Tuned, observed: ObservedBase, step: int) -> CorpusReport:
