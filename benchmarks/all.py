@@ -100,6 +100,16 @@ def precision() -> str:
     return table(*rows)
 
 
+def fits() -> str:
+    """Fitting against SciPy's optimiser."""
+    found = result("fits.py")
+    ours, scipy = found["seconds"].values()
+    best = found["starts_within_1e-6_of_the_best"]
+    head = ("starts", "resamples", "ours, s", "SciPy L-BFGS, s", "ratio", "starts at the best optimum", "SciPy's")
+    counts = found["starts"], found["resamples"], ours, scipy, f"**{found['ratio']}×**"
+    return table(head, (*counts, f"{best['ours']:.0%}", f"{best['scipy']:.0%}"))
+
+
 def replaced(page: str, name: str, content: str) -> str:
     """The page with what stands between a table's marks replaced."""
     marks = f"<!-- {name} -->\n", f"\n<!-- end {name} -->"
@@ -108,7 +118,7 @@ def replaced(page: str, name: str, content: str) -> str:
 
 def main() -> None:
     """Run all, one after another, and write each table as soon as it is known."""
-    made = {"naive": against_naive, "checkpoints": ten_checkpoints, "precision": precision}
+    made = {"naive": against_naive, "checkpoints": ten_checkpoints, "precision": precision, "fits": fits}
     if folder := os.environ.get("LLAMA_CPP"):
         made = {"llama.cpp": lambda: against_llama_cpp(folder), **made}
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))

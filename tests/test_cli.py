@@ -111,6 +111,61 @@ def test_plan_answers_and_refuses(
     assert "got neither max_forgetting nor target_loss" in err
 
 
+def test_a_published_law_plans_without_any_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["plan", "--law", "kalajdzievski2024-openorca", "--trainable-params", "20e6", "--max-forgetting"]
+    code, out, err = run([*asked, "0.8"], monkeypatch, capsys)
+    assert code == 0
+    assert out.startswith("r = 8, 100 steps")
+    assert "0.173 nats of hard forgetting loss on WikiText-103" in out
+    assert "a published law, not of your model: Llama-2-7B-chat" in err
+    code, out, _ = run([*asked, "0.5", "--json"], monkeypatch, capsys)
+    assert (code, json.loads(out)["feasible"]) == (0, False)
+
+
+def test_anyones_points_are_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = pd.DataFrame({"size": [1e6, 2e6, 4e6, 8e6] * 5, "tokens": [t for t in (1, 2, 4, 8, 16) for _ in range(4)]})
+    points["loss"] = 2 + (points["size"] / 1e6) ** -0.3 + 0.5 * points["tokens"] ** -0.6
+    points.to_csv(tmp_path / "points.csv", index=False)
+    asked = ["fit", str(tmp_path / "points.csv"), "--x", "size,tokens", "--y", "loss"]
+    code, out, _ = run(asked, monkeypatch, capsys)
+    assert code == 0
+    assert "P is size, P0 2.828e+06; N is tokens, N0 4" in out
+    code, out, _ = run([*asked, "--law", "additive", "--json"], monkeypatch, capsys)
+    (fit,) = json.loads(out)["fits"]
+    assert fit["parameters"]["y"]["value"] == pytest.approx(0.6, abs=1e-4)
+    assert fit["n_runs"] == 20
+
+
+def test_a_run_in_progress_is_forecast(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of the three, cut off after its third measurement as a crash would leave it."""
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    name = min(path.parent.name for path in (tmp_path / "runs").glob("*/config.json"))
+    folder = tmp_path / "runs" / name
+    (folder / "done.json").unlink()
+    lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
+    steps = [json.loads(line)["row"]["step"] for line in lines]
+    kept = sorted(set(steps))[:4]
+    (folder / "records.jsonl").write_text("".join(x for x, step in zip(lines, steps, strict=True) if step in kept))
+    asked = ["forecast", str(tmp_path / "runs"), "--run", name[:6], "--steps", "24", "--max-forgetting", "0.2"]
+    code, out, _ = run(asked, monkeypatch, capsys)
+    assert code == 0
+    assert f"At step 24 run {name} should forget" in out
+    assert "The probability that it will forget more than 0.2 is" in out
+    code, out, _ = run([*asked, "--json"], monkeypatch, capsys)
+    forecasts = {made["quantity"]: made for made in json.loads(out)["forecasts"]}
+    assert set(forecasts) == {"target_nll", "kl_base_tuned", "hard_cross_entropy"}
+    assert forecasts["kl_base_tuned"]["last_step"] == kept[-1]
+    code, out, err = run([*asked[:3], "zzz", "--steps", "24"], monkeypatch, capsys)
+    assert (code, out) == (3, "")
+    assert "got run 'zzz', which none begins with" in err.replace("\n", " ")
+
+
 def test_report_writes_the_page_and_the_figures(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +248,9 @@ def test_schema_is_json_and_describes_the_keys(
 REFUSED = {
     "no study": (["sweep", "absent.yaml"], 2, "ConfigError"),
     "no runs": (["fit", "absent"], 3, "StoreError"),
+    "neither runs nor a law": (["plan", "--max-forgetting", "0.1"], 2, "ConfigError"),
+    "no such law": (["plan", "--law", "nobody2025", "--max-forgetting", "0.1"], 2, "ConfigError"),
+    "no columns": (["fit", "points.csv"], 2, "ConfigError"),
     "no such option": (["fit", "--nothing"], 2, "No such option"),
     "no such command": (["forget"], 2, "No such command"),
     "no such model": (["measure", "absent-model", "a", "--text", "builtin:wikipedia"], 3, "ModelError"),
