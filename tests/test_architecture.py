@@ -71,6 +71,7 @@ ANALYSIS_HALF = {
     "choices": {"costs", "errors", "laws", "stats"},
     "planning": {"choices", "costs", "errors", "laws", "stats"},
     "forecasting": {"errors", "laws", "stats"},
+    "design": {"choices", "costs", "errors", "forecasting", "laws", "planning", "stats"},
     "figures": {"errors", "laws", "stats"},
     "plan_figures": {"choices", "costs", "display", "errors", "figures", "planning", "stats"},
     "measured_figures": {"display", "figures", "forgetting", "stats"},
@@ -117,6 +118,7 @@ ENTRY = {
     },
     "law_screens": {
         "choices",
+        "design",
         "display",
         "forecasting",
         "laws",
@@ -129,6 +131,7 @@ ENTRY = {
     "cli": {
         "audit",
         "config",
+        "design",
         "errors",
         "forecasting",
         "law_screens",

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from holdfast import cli
 
-COMMANDS = ("demo", "sweep", "fit", "plan", "forecast", "report", "measure", "schema")
+COMMANDS = ("demo", "sweep", "fit", "plan", "forecast", "next", "report", "measure", "schema")
 
 
 def run(
@@ -164,6 +164,20 @@ def test_a_run_in_progress_is_forecast(
     code, out, err = run([*asked[:3], "zzz", "--steps", "24"], monkeypatch, capsys)
     assert (code, out) == (3, "")
     assert "got run 'zzz', which none begins with" in err.replace("\n", " ")
+
+
+def test_the_next_run_is_named_with_its_cost(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["next", str(made / "runs"), "--max-forgetting", "0.2"]
+    code, out, _ = run(asked, monkeypatch, capsys)
+    assert code == 0
+    assert "Candidates, for r = " in out
+    code, out, _ = run([*asked, "--json"], monkeypatch, capsys)
+    found = json.loads(out)
+    gains = [purchase["gain"] for purchase in found["ranked"]]
+    assert gains == sorted(gains, reverse=True)
+    assert found["stop"] or found["chosen"][0] == found["ranked"][0]
 
 
 def test_report_writes_the_page_and_the_figures(

@@ -64,7 +64,7 @@ def test_what_is_not_known_is_none_and_not_a_number(unknown, told):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(0.4, "0.4 s"), (89, "89 s"), (600, "10 min"), (5399, "90 min"), (9000, "2.5 h")]
+    ("seconds", "told"), [(0.6, "1 s"), (89, "89 s"), (600, "10 min"), (5399, "1 h 30 min"), (9000, "2 h 30 min")]
 )
 def test_a_time_is_told_as_a_person_says_it(seconds, told):
     assert str(Cost(tokens=None, flop=None, seconds=seconds)) == f"{told} at the measured speed"

@@ -181,7 +181,7 @@ def test_the_sentence_says_it_in_numbers():
     assert "nats per token on wikipedia (90 % 0." in sentence
     assert f"{low:.3f} to {high:.3f}" in sentence
     assert f"the law alone says {made.law.mean.item():.3f}" in sentence
-    assert "has shown 3 measurements up to step 75." in sentence
+    assert "has shown its first 75 steps." in sentence
     assert "reach a loss of" in str(of(NOISY, quantity="target_nll"))
 
 

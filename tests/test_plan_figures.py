@@ -18,7 +18,7 @@ from holdfast.planning import plan
 from holdfast.published import published
 
 NOISY = fit(simulated.study(np.random.default_rng(0)))
-PLAN = plan(NOISY, max_forgetting=0.5, target_loss=0.73, base_params=1e9)
+PLAN = plan(NOISY, max_forgetting=0.5, target_loss=0.73)
 SILENT = plan(published("kalajdzievski2024-openorca"), max_forgetting=0.9)
 
 

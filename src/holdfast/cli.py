@@ -175,6 +175,29 @@ def forecast(
         law_screens.show_forecasts(made, max_forgetting)
 
 
+@app.command("next")
+def next_(
+    runs: Runs,
+    max_forgetting: Budget = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Stop when the interval of predicted forgetting is ± this, nats per token.")
+    ] = None,
+    number: Annotated[int, typer.Option(min=1, help="How many candidates to show.")] = 5,
+    corpus: Corpus = None,
+    as_json: Json = False,
+) -> None:
+    """Which run to make next, or to make longer: what narrows the plan's interval most for its cost; or to stop.
+
+    Example: `holdfast next runs --max-forgetting 0.1 --tolerance 0.01`
+    """
+    from holdfast import design, law_screens, laws, store
+
+    table = store.table(runs)
+    fitted = laws.fit(table, corpus=corpus)
+    found = design.next_runs(fitted, table, max_forgetting=max_forgetting, tolerance=tolerance, number=number)
+    _print_json(found.to_dict()) if as_json else law_screens.show_next(found)
+
+
 @app.command()
 def report(
     runs: Runs,

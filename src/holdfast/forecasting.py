@@ -111,7 +111,7 @@ class Forecast:
         unit = "on" if self.quantity == "target_nll" else "nats per token on"
         low, high = (rounded(float(end[-1]), error) for end in self.interval())
         sure = "no interval" if math.isnan(error) else f"{100 * LEVEL:.0f} % {low} to {high}"
-        said = "nothing yet" if self.n_points == 0 else f"{self.n_points} measurements up to step {self.last_step}"
+        said = "nothing yet" if self.n_points == 0 else f"its first {self.last_step} steps"
         return (
             f"At step {self.steps[-1]} run {self.run} should {verb} {rounded(mean, error)} {unit} {self.corpus} "
             f"({sure}); the law alone says {rounded(law, error)}. The run has shown {said}."

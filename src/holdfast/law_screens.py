@@ -17,6 +17,7 @@ from holdfast.terminal import escape, out, show_warnings
 
 if TYPE_CHECKING:
     from holdfast.choices import Choice
+    from holdfast.design import NextRuns
     from holdfast.forecasting import Forecast
     from holdfast.laws import Fit, Laws
     from holdfast.planning import Plan
@@ -158,3 +159,22 @@ def show_forecasts(forecasts: Sequence[Forecast], max_forgetting: float | None) 
             chance = "unknown" if math.isnan(over) else f"{100 * over:.2g} %"
             out().print(f"The probability that it will forget more than {max_forgetting:g} is {chance}.")
     show_warnings(dict.fromkeys(warning for made in forecasts for warning in made.warnings))
+
+
+def show_next(found: NextRuns) -> None:
+    """What to run next, and why; the best candidates with their costs."""
+    out().print(f"[bold]{escape(found.reason)}[/]", soft_wrap=True)
+    for purchase in found.chosen:
+        out().print(f"  {escape(str(purchase))}", soft_wrap=True)
+    table = Table(title=f"Candidates, for r = {found.at[0]} at {found.at[1]} steps", title_justify="left")
+    for name in ("rank", "steps", "takes further", "tokens", "FLOP", "interval now", "then"):
+        table.add_column(name, justify="right")
+    for purchase in found.ranked[:SHOWN]:
+        asked = purchase.candidate
+        table.add_row(
+            str(asked.r), str(asked.steps), "" if asked.extends is None else escape(asked.extends),
+            f"{asked.tokens:,.0f}", "" if asked.flop is None else f"{asked.flop:.1e}",
+            f"{purchase.width_before:.2g}", f"{purchase.width_after:.2g}",
+        )  # fmt: skip
+    out().print(table)
+    show_warnings(found.warnings)

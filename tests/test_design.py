@@ -1,0 +1,338 @@
+"""Which run to buy next: against leaving runs out by hand, borne out by refits, and studies made again run by run."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import simulated
+from holdfast.costs import flop_per_token
+from holdfast.design import Candidate, best_buy, next_runs, possible_runs, replay, small_pilot
+from holdfast.errors import ConfigError, FitError
+from holdfast.forecasting import run_scatter
+from holdfast.laws import fit, points
+from holdfast.planning import plan
+from holdfast.stats import t_quantile
+from simulated_runs import Runs
+
+KL = "kl_base_tuned"
+PER_STEP = 16384
+AT = (32, 115)
+PILOT = simulated.study(np.random.default_rng(0), ranks=(8, 64, 256), seeds=(0,), total_steps=130)
+LAWS = fit(PILOT)
+
+
+def by_hand(laws, table, at):
+    """The width after any runs, each (params, used steps): every run left out in turn, with whole matrices."""
+    law = laws.joint[KL]
+    _, gap, x, y = (estimate.value for estimate in law.parameters.values())
+    scatter = run_scatter(law, points(table))
+
+    def derivative(params, steps):
+        p = np.broadcast_to(params / law.reference["trainable_params"], np.shape(steps))
+        n = np.asarray(steps) / law.reference["steps"]
+        shape = p**-x * n**-y
+        return np.stack([np.ones_like(shape), shape, -gap * np.log(p) * shape, -gap * np.log(n) * shape], axis=-1)
+
+    def width(runs):
+        runs = list(runs)
+        member = np.repeat(np.arange(len(runs)), [len(steps) for _, steps in runs])
+        every = np.concatenate([derivative(params, steps) for params, steps in runs])
+        logs = np.log(np.concatenate([steps for _, steps in runs]) / scatter.reference)
+        place = np.concatenate([np.arange(len(steps)) for _, steps in runs])
+        noise = (member[:, None] == member) * (
+            scatter.level**2
+            + scatter.slope**2 * np.outer(logs, logs)
+            + scatter.noise**2 * scatter.memory ** np.abs(place[:, None] - place)
+        )
+        j = derivative(at[0] * simulated.PARAMS_PER_RANK, at[1])
+        whole, variance = j @ np.linalg.pinv(every), 0.0
+        for run in range(len(runs)):
+            without = np.zeros_like(whole)
+            without[member != run] = j @ np.linalg.pinv(every[member != run])
+            variance += (len(runs) - 1) / len(runs) * (whole - without) @ noise @ (whole - without)
+        weights = np.array([whole[member == run].sum() for run in range(len(runs))]) ** 2
+        dof = weights.sum() ** 2 / (weights**2).sum() * (len(runs) - 1) / len(runs)
+        return 2 * t_quantile(0.95, max(dof, 1)) * math.sqrt(variance)
+
+    return width
+
+
+def has(table):
+    measured = points(table)
+    return {run: (rows["trainable_params"].iloc[0], rows["steps"].to_numpy()) for run, rows in measured.groupby("run")}
+
+
+def with_candidate(runs, offer):
+    used = np.array([step for step in offer.measured if step > 50 / 260 * offer.steps])
+    return runs | {offer.extends or f"new{len(runs)}": (offer.r * simulated.PARAMS_PER_RANK, used)}
+
+
+def test_the_ranking_is_brute_forces_leaving_out_every_run():
+    found = next_runs(LAWS, PILOT, at=AT)
+    width, runs = by_hand(LAWS, PILOT, AT), has(PILOT)
+    before, gains = width(runs.values()), {}
+    for offer in possible_runs(LAWS, PILOT):
+        after = width(with_candidate(runs, offer).values())
+        gains[offer] = (1 - after / before) * found.width / offer.flop
+    assert {purchase.candidate for purchase in found.ranked} == set(gains)
+    for purchase in found.ranked:
+        assert purchase.width_before == pytest.approx(found.width)
+        assert purchase.gain == pytest.approx(gains[purchase.candidate], rel=1e-3, abs=1e-6 * max(gains.values()))
+    assert found.chosen[0].candidate == max(gains, key=gains.get)
+    assert found.chosen[0] == found.ranked[0]
+
+
+def test_several_purchases_each_count_on_those_before():
+    found = next_runs(LAWS, PILOT, at=AT, number=3)
+    width, runs = by_hand(LAWS, PILOT, AT), has(PILOT)
+    offers, first = set(possible_runs(LAWS, PILOT)), width(runs.values())
+    for purchase in found.chosen:
+        before = width(runs.values())
+        best = max(offers, key=lambda offer: (before - width(with_candidate(runs, offer).values())) / offer.flop)
+        assert purchase.candidate == best
+        runs = with_candidate(runs, best)
+        assert purchase.width_after == pytest.approx(found.width * width(runs.values()) / first, rel=1e-3)
+        offers = {offer for offer in offers if best.extends is None or offer.extends != best.extends}
+
+
+def new(r, steps):
+    measured = tuple(np.unique(np.rint(np.geomspace(10, steps, 22))).astype(int).tolist())
+    return Candidate(r=r, steps=steps, extends=None, tokens=steps * PER_STEP, flop=None, measured=measured)
+
+
+@pytest.mark.parametrize("at", [(8, 30), (32, 115), (256, 130)])
+def test_a_run_made_as_planned_narrows_and_so_does_each_one_more(at):
+    found = next_runs(LAWS, PILOT, at=at, number=6, candidates=[new(at[0], max(at[1], 65))])
+    widths = [found.width, *(purchase.width_after for purchase in found.chosen)]
+    assert len(widths) == 7
+    assert widths == sorted(widths, reverse=True)
+    best = next_runs(LAWS, PILOT, at=at).ranked[0]
+    assert best.width_after < best.width_before
+
+
+def test_one_long_run_among_short_ones_is_not_worth_its_price():
+    """What textbook information would buy: the laws' interval doubts a slope that one run carries alone."""
+    table = simulated.study(np.random.default_rng(7), seeds=(0, 1), total_steps=130)
+    ranked = next_runs(fit(table), table, at=(32, 100)).ranked
+    widening = [purchase.candidate for purchase in ranked if purchase.width_after > purchase.width_before]
+    assert widening
+    assert all(purchase.gain < 0 for purchase in ranked[-len(widening) :])
+
+
+def test_until_a_run_has_reached_the_point_only_those_that_do_are_ranked():
+    ranked = next_runs(LAWS, PILOT, at=(32, 200)).ranked
+    assert min(purchase.candidate.steps for purchase in ranked) >= 200
+    assert {purchase.candidate.steps for purchase in next_runs(LAWS, PILOT, at=(32, 500)).ranked} == {260}
+    assert min(purchase.candidate.steps for purchase in next_runs(LAWS, PILOT, at=(32, 120)).ranked) == 130
+
+
+def test_what_is_expected_is_what_refits_find():
+    """Twelve pilots, one purchase each, made for real: the variance it leaves is that expected, on average."""
+    rng, expected, found = np.random.default_rng(1), [], []
+    for _ in range(12):
+        table = simulated.study(rng, ranks=(8, 32, 128), seeds=(0, 1), total_steps=130)
+        offer = new(64, 260)
+        laws = fit(table)
+        expected.append(next_runs(laws, table, at=(64, 200), candidates=[offer]).ranked[0].width_after)
+        more = simulated.study(rng, ranks=(64,), seeds=(0,), total_steps=260)
+        law = fit(pd.concat([table, more], ignore_index=True)).joint[KL]
+        low, high = law.predict(trainable_params=64 * simulated.PARAMS_PER_RANK, steps=200).interval(0.9)
+        found.append(high - low)
+    print(f"width expected {np.mean(expected):.4f}, found {np.mean(found):.4f}")
+    assert np.mean(found) == pytest.approx(np.mean(expected), rel=0.3)
+
+
+def test_candidates_are_of_the_studys_ranks_and_of_those_about_them():
+    laws = fit(simulated.study(np.random.default_rng(2), ranks=(8, 24, 64), seeds=(0,)))
+    table = simulated.study(np.random.default_rng(2), ranks=(8, 24, 64), seeds=(0,))
+    offers = possible_runs(laws, table)
+    fresh = [offer for offer in offers if offer.extends is None]
+    assert {offer.r for offer in fresh} == {4, 8, 16, 24, 32, 64, 128}
+    assert {offer.steps for offer in fresh} == {260, 368, 520}
+    assert all(offer.tokens == offer.steps * PER_STEP for offer in fresh)
+    further = [offer for offer in offers if offer.extends]
+    assert {offer.steps for offer in further} == {368, 520}
+    assert all(offer.tokens == (offer.steps - 260) * PER_STEP for offer in further)
+    assert {offer.extends for offer in further} == set(table["run"])
+
+
+def test_a_new_run_is_measured_as_the_studys_are():
+    for steps in (130, 260):
+        offer = next(each for each in possible_runs(LAWS, PILOT) if each.steps == steps and each.extends is None)
+        table = simulated.study(ranks=(8,), seeds=(0,), total_steps=steps)
+        assert offer.measured == tuple(sorted(int(step) for step in set(table["step"]) if step > 0))
+
+
+def test_a_gain_is_per_flop_or_per_token_where_the_size_of_the_base_is_not_known():
+    for base_params in (LAWS.base_params, None):
+        for purchase in next_runs(dataclasses.replace(LAWS, base_params=base_params), PILOT, at=AT).ranked:
+            offer = purchase.candidate
+            params = offer.r * simulated.PARAMS_PER_RANK
+            per_token = flop_per_token(base_params=base_params, trainable_params=params) if base_params else 1
+            price = offer.tokens * per_token
+            assert offer.flop == (pytest.approx(price) if base_params else None)
+            assert purchase.gain == pytest.approx((purchase.width_before - purchase.width_after) / price)
+
+
+def test_runs_on_a_schedule_are_made_anew():
+    table = PILOT.assign(schedule="cosine")
+    laws = fit(table)
+    assert all(offer.extends is None for offer in possible_runs(laws, table))
+    assert any("cannot be taken further" in warning for warning in next_runs(laws, table, at=AT).warnings)
+
+
+def test_the_plans_point_is_where_the_interval_is_narrowed():
+    planned = plan(LAWS, max_forgetting=0.5)
+    assert next_runs(LAWS, PILOT, max_forgetting=0.5).at == (planned.r, planned.steps)
+
+
+def test_it_stops_when_the_interval_is_narrow_enough_or_nothing_helps():
+    found = next_runs(LAWS, PILOT, at=AT)
+    assert not found.stop
+    enough = next_runs(LAWS, PILOT, at=AT, tolerance=1.0)
+    assert enough.stop
+    assert enough.chosen == ()
+    assert "within" in enough.reason
+    assert not next_runs(LAWS, PILOT, at=AT, tolerance=0.99 * found.width).stop
+    whole = simulated.study(np.random.default_rng(3), seeds=range(6))
+    idle = next_runs(fit(whole), whole, at=(32, 120))
+    assert idle.stop
+    assert "no candidate would narrow it by 5 %" in idle.reason
+    assert max(1 - each.width_after / each.width_before for each in idle.ranked) < 0.05
+
+
+def test_an_interval_that_is_narrow_by_luck_does_not_stop_it():
+    """Four runs that happen to lie on the law: the jackknife is sure of them, and what is known of noise is not."""
+    widths = []
+    for seed in range(16):
+        table = simulated.study(np.random.default_rng(seed), ranks=(8, 32, 128), seeds=(0,), total_steps=130)
+        found = next_runs(fit(table), table, at=(32, 90), candidates=[new(32, 130)])
+        widths.append((found.width, seed, table))
+    width, _, table = min(widths, key=lambda each: each[0])
+    assert width < 0.3 * np.median([each[0] for each in widths])
+    assert not next_runs(fit(table), table, at=(32, 90), candidates=[new(32, 130)], tolerance=1.01 * width).stop
+
+
+def test_it_says_what_to_run_in_words_and_json():
+    found = next_runs(LAWS, PILOT, at=AT)
+    first, sentence = str(found).splitlines()[:2]
+    assert first.startswith("The 90 % interval for r = 32 at 115 steps is 0.")
+    best = found.chosen[0]
+    assert f"r = {best.candidate.r} to {best.candidate.steps} steps ({best.candidate.tokens:,.0f} tokens)" in sentence
+    assert f"narrow it by {100 * (1 - best.width_after / found.width):.0f} %" in sentence
+    held = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert held["chosen"][0]["candidate"]["r"] == best.candidate.r
+
+
+def test_without_an_interval_the_way_to_one_is_told():
+    table = simulated.study(np.random.default_rng(4), ranks=(16,), seeds=(0,))
+    found = next_runs(fit(table), table, at=(16, 200))
+    assert math.isnan(found.width)
+    assert not found.stop
+    assert "no interval yet" in found.reason
+    assert any("only their ratios" in warning for warning in found.warnings)
+    assert found.chosen[0].width_after < found.chosen[0].width_before
+    assert "nan" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "at None"),
+        ({"at": AT, "max_forgetting": 0.5}, "max_forgetting 0.5"),
+        ({"at": (0, 10)}, r"at \(0, 10\)"),
+        ({"at": AT, "tolerance": -1.0}, "tolerance -1.0"),
+        ({"at": AT, "number": 0}, "number 0"),
+    ],
+)
+def test_questions_without_an_answer_are_refused(asked, words):
+    with pytest.raises(ConfigError, match=words):
+        next_runs(LAWS, PILOT, **asked)
+
+
+def test_nothing_to_buy_is_refused():
+    with pytest.raises(FitError, match="no candidate"):
+        next_runs(LAWS, PILOT, at=AT, candidates=[])
+
+
+GRID = simulated.study(np.random.default_rng(5))
+
+
+def at_random(rng):
+    return lambda laws, table, offers: offers[int(rng.integers(len(offers)))]
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_replay_buys_only_what_the_table_has_and_counts_every_token(resume):
+    pilot = small_pilot(GRID)
+    assert pilot == {"000008000000": 64, "000040000000": 64, "000100000000": 64}
+    rows = replay(GRID, at=AT, pilot=pilot, buy=at_random(np.random.default_rng(0)), share=0.25, resume=resume)
+    bought = dict(pilot)
+    for row in rows.iloc[1:-1].itertuples():
+        assert row.steps in set(GRID.loc[GRID["run"] == row.run, "step"])
+        assert row.steps > bought.get(row.run, 0)
+        assert resume or row.run not in bought
+        bought[row.run] = row.steps
+        assert row.tokens == sum(bought.values()) * PER_STEP
+        assert row.n_runs == len(bought)
+    assert len(rows) > 4
+    assert rows["share"].iloc[-2] <= 0.25
+    assert rows.iloc[-1][["run", "share", "n_runs"]].tolist() == ["all", 1.0, 18]
+    whole = fit(GRID).joint[KL].predict(trainable_params=AT[0] * simulated.PARAMS_PER_RANK, steps=AT[1])
+    assert (rows["low"].iloc[-1], rows["high"].iloc[-1]) == whole.interval(0.9)
+
+
+def test_a_replay_reaches_the_grids_width_for_two_fifths_of_its_tokens_where_the_plan_is_short():
+    """Of stored grids, 6 ranks × 3 seeds × 260 steps, from three short runs; laws refitted after every purchase."""
+    at, widths, shares = (8, 60), {"best": [], "random": [], "grid": []}, []
+    for seed in range(3):
+        table = simulated.study(np.random.default_rng(seed))
+        for name, buy in (("best", best_buy(at)), ("random", at_random(np.random.default_rng(seed)))):
+            rows = replay(table, at=at, pilot=small_pilot(table), buy=buy, share=0.2, resume=False)
+            widths[name].append(rows["width"].iloc[-2])
+        widths["grid"].append(rows["width"].iloc[-1])
+        shares.append(rows["share"].iloc[-2])
+    means = {name: np.mean(each) for name, each in widths.items()}
+    print(f"at {np.mean(shares):.0%} of the tokens: {means}")
+    assert max(shares) <= 0.2
+    assert means["best"] <= means["grid"]
+    assert means["best"] < 0.6 * means["random"]
+
+
+def test_new_runs_reach_the_grids_width_for_two_fifths_of_its_tokens():
+    """Runs made as advised, new ones by twos, until two fifths of a grid's tokens are spent; and grids made whole."""
+    at, low, high, widths, grids = (32, 115), [], [], [], []
+    for seed in range(3):
+        runs = Runs(np.random.default_rng(seed))
+        for r in (8, 64, 256):
+            table = runs.make(r, 65, new(r, 65).measured)
+        while True:
+            laws, spent = fit(table), table.groupby("run")["total_steps"].first().sum() * PER_STEP
+            offers = [offer for offer in possible_runs(laws, table) if 8 <= offer.r <= 256 and offer.steps <= 260]
+            advised = next_runs(laws, table, at=at, candidates=offers)
+            best = advised.ranked[0].candidate
+            if spent + 2 * best.tokens > 0.4 * 18 * 260 * PER_STEP:
+                break
+            for _ in range(1 if best.extends else 2):
+                table = runs.make(best.r, best.steps, best.measured, extends=best.extends)
+        ends = laws.joint[KL].predict(trainable_params=at[0] * simulated.PARAMS_PER_RANK, steps=at[1]).interval(0.9)
+        low, high, widths = [*low, ends[0]], [*high, ends[1]], [*widths, advised.width]
+        whole = simulated.study(np.random.default_rng(seed + 100))
+        grids.append(next_runs(fit(whole), whole, at=at, candidates=[new(32, 260)]).width)
+    truth = simulated.truth(KL, trainable_params=at[0] * simulated.PARAMS_PER_RANK, steps=at[1])
+    covered = np.mean((np.array(low) <= truth) & (truth <= np.array(high)))
+    print(
+        f"width {np.mean(widths):.4f} for 40 % of the tokens, of whole grids {np.mean(grids):.4f}; covers {covered:.0%}"
+    )
+    assert np.mean(widths) <= np.mean(grids)
+
+
+def test_a_schedule_cannot_be_replayed_and_a_pilot_must_be_known():
+    with pytest.raises(FitError, match="constant"):
+        replay(GRID.assign(schedule="cosine"), at=AT, pilot=small_pilot(GRID), buy=best_buy(AT), share=1, resume=True)
+    with pytest.raises(ConfigError, match="nothing"):
+        replay(GRID, at=AT, pilot={"nothing": 65}, buy=best_buy(AT), share=1, resume=True)
