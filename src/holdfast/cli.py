@@ -180,7 +180,7 @@ def next_(
     runs: Runs,
     max_forgetting: Budget = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Stop when the interval of predicted forgetting is ± this, nats per token.")
+        float | None, typer.Option(help="Stop when the interval of predicted forgetting is this wide, nats per token.")
     ] = None,
     number: Annotated[int, typer.Option(min=1, help="How many candidates to show.")] = 5,
     corpus: Corpus = None,
