@@ -182,7 +182,7 @@ def next_(
     tolerance: Annotated[
         float | None, typer.Option(help="Stop when the interval of predicted forgetting is this wide, nats per token.")
     ] = None,
-    number: Annotated[int, typer.Option(min=1, help="How many candidates to show.")] = 5,
+    number: Annotated[int, typer.Option(min=1, help="How many runs to choose, each counting on those before.")] = 5,
     corpus: Corpus = None,
     as_json: Json = False,
 ) -> None:
