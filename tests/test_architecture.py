@@ -23,6 +23,9 @@ SHARED = {
     "store": {"config", "errors"},
     "evidence": {"stats", "store"},
     "forgetting": {"display", "evidence", "stats"},
+    "proportions": {"stats"},
+    "questions": set(),
+    "behaviour": {"display", "forgetting", "proportions", "questions", "stats"},
 }
 MODEL_HALF = {
     "builtin": {"errors"},
@@ -40,6 +43,25 @@ MODEL_HALF = {
     "training": {"config", "corpora", "errors", "evidence", "meter", "models", "store"},
     "sweeps": {"adapters", "config", "errors", "models", "store", "training"},
     "checks": {"errors", "forgetting", "models", "sources"},
+    "items": {"builtin", "corpora", "errors", "questions"},
+    "answering": {"errors", "meter", "metrics", "models"},
+    "answercache": {"builtin", "errors", "store"},
+    "probes": {"answering", "behaviour", "items", "models", "questions"},
+    "probing": {
+        "adapters",
+        "answercache",
+        "answering",
+        "basecache",
+        "behaviour",
+        "checks",
+        "errors",
+        "forgetting",
+        "items",
+        "models",
+        "probes",
+        "questions",
+        "sources",
+    },
     "audit": {
         "adapters",
         "basecache",
@@ -89,6 +111,7 @@ ANALYSIS_HALF = {
     },
     "forgetting_page": {"evidence", "figures", "forgetting", "measured_figures", "page", "stats"},
     "publishing": {
+        "behaviour",
         "display",
         "errors",
         "evidence",
@@ -103,7 +126,18 @@ ANALYSIS_HALF = {
     },
 }
 ENTRY = {
-    "__init__": {"audit", "forgetting", "laws", "planning", "reporting", "stats", "store", "sweeps"},
+    "__init__": {
+        "audit",
+        "behaviour",
+        "forgetting",
+        "laws",
+        "planning",
+        "probing",
+        "reporting",
+        "stats",
+        "store",
+        "sweeps",
+    },
     "terminal": {
         "config",
         "display",
@@ -116,6 +150,7 @@ ENTRY = {
         "sweeps",
         "training",
     },
+    "probe_screens": {"behaviour", "proportions", "questions", "stats", "terminal"},
     "law_screens": {
         "choices",
         "design",
@@ -137,6 +172,8 @@ ENTRY = {
         "law_screens",
         "laws",
         "planning",
+        "probe_screens",
+        "probing",
         "published",
         "publishing",
         "store",
@@ -153,11 +190,11 @@ OWNED = {
     "datasets": {"corpora"},
     "huggingface_hub": {"publishing", "sources"},
     "typer": {"cli"},
-    "rich": {"law_screens", "terminal"},
+    "rich": {"law_screens", "probe_screens", "terminal"},
     "altair": {"figures", "measured_figures", "plan_figures"},
     "jinja2": {"page"},
     "yaml": {"mistakes"},
-    "scipy": {"slopes", "stats"},
+    "scipy": {"proportions", "slopes", "stats"},
 }
 
 
@@ -212,7 +249,8 @@ def test_files_fit_in_a_sitting() -> None:
 
 def test_the_public_names() -> None:
     assert holdfast.__all__ == [
-        "Estimate", "Fit", "ForgettingReport", "Laws", "Plan", "fit", "measure", "plan", "report", "sweep", "table",
+        "Estimate", "Fit", "ForgettingReport", "Laws", "Plan", "ProbeReport", "fit", "measure", "plan", "probe",
+        "report", "sweep", "table",
     ]  # fmt: skip
     for name in holdfast.__all__:
         assert getattr(holdfast, name).__doc__

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import holdfast
 import naive
-from holdfast import audit, meter
+from holdfast import audit, basecache, meter
 from holdfast.corpora import read_corpus
 from holdfast.errors import ConfigError, DataError, ModelError
 from holdfast.stats import ratio_of_sums
@@ -235,7 +235,7 @@ def test_another_base_tokenizer_text_context_or_dtype_is_never_answered_from_the
     assert misses(base=str(copy))
     moved = tuned_model(tiny, tmp_path / "moved", lambda m: shaken(m, std=1e-4))
     assert misses(base=str(moved))
-    monkeypatch.setattr(audit, "version", lambda _name: "0")
+    monkeypatch.setattr(basecache, "version", lambda _name: "0")
     assert misses()
     monkeypatch.setattr(meter, "BATCH_TOKENS", 64)
     monkeypatch.setattr(audit, "BATCH_TOKENS", 64)

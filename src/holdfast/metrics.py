@@ -164,6 +164,20 @@ def token_quantities(
     )
 
 
+def log_probabilities(
+    *, hidden: Float[Tensor, "t d"], head: Head, rows: Int[Tensor, " n"], targets: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Ln of the probability of `targets[i]` at the hidden state `hidden[rows[i]]`; nats, float64.
+
+    One product with the head for each hidden state, however many targets are asked of it.
+    """
+    so_far = _Normaliser(hidden)
+    columns = _columns(len(hidden), hidden.device)
+    for start in range(0, len(head.weight), columns):
+        so_far.add(_logits(hidden, head, slice(start, start + columns)))
+    return _logit_at(hidden[rows], head, targets) - so_far.logsumexp()[rows]
+
+
 def paired_quantities(
     *, hidden: Float[Tensor, "t e"], head: Head, base: BaseStates, targets: Int[Tensor, " t"]
 ) -> TokenQuantities:

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import peft
 import torch
 import transformers
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -238,12 +238,17 @@ def multiplying_params(model: Base) -> int:
 
 
 def hidden_states(
-    model: Base | Tuned, *, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"]
+    model: Base | Tuned,
+    *,
+    ids: Int[Tensor, "b t"],
+    positions: Int[Tensor, "b t"],
+    sees: Bool[Tensor, "b t t"] | None = None,
 ) -> Float[Tensor, "b t d"]:
     """Final hidden states, after the last norm, of a plain forward pass without the head.
 
     `positions` restart at 0 where a new document starts inside a row; attention never crosses such a border. Right
-    padding needs no mask, because a causal model's earlier positions cannot see it. A bf16 model multiplies in bf16 and
+    padding needs no mask, because a causal model's earlier positions cannot see it. `sees[b, q, k]` says otherwise of
+    every pair of tokens, where given. A bf16 model multiplies in bf16 and
     keeps float32 adapters' weights in float32 (autocast); everything else follows the weights' own precision. A
     model's logit scale is multiplied in. Adapters that put virtual tokens before the text ignore `positions`.
     """
@@ -252,9 +257,18 @@ def hidden_states(
         if prompted(model):
             states = _prompted_states(model, body, ids)
         else:
-            states = body(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+            mask = None if sees is None else _attention_mask(model, sees)
+            states = body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
     scale = _logit_scale(causal(model))
     return states if scale == 1 else states * scale
+
+
+def _attention_mask(model: Base | Tuned, sees: Bool[Tensor, "b t t"]) -> Tensor:
+    """As the model's kind of attention takes it: torch's own a Boolean, others what is added to the logits."""
+    if causal(model).config._attn_implementation == "sdpa":
+        return sees[:, None]
+    dtype = causal(model).get_input_embeddings().weight.dtype
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
 
 
 def _prompted_states(model: Any, body: torch.nn.Module, ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:

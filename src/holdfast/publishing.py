@@ -14,6 +14,7 @@ import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from holdfast import figures
+from holdfast.behaviour import ProbeReport
 from holdfast.display import visible
 from holdfast.errors import DataError, FitError, ResourceError
 from holdfast.evidence import CorpusReport
@@ -143,6 +144,20 @@ def publish_measurement(
     if model_card is not None:
         with _room_for(model_card):
             write_text(model_card, _card(report, model_card))
+
+
+def publish_probe(report: ProbeReport, *, parquet: Path | None) -> None:
+    """Write `report.to_frame()`, a row per model, task and item, whole or not at all; None leaves it out.
+
+    Raises:
+        DataError: no model could be probed.
+        ResourceError: the file cannot be written.
+    """
+    if parquet is not None:
+        if not any(model.results for model in report.models):
+            raise DataError(f"got no model that could be probed, expected one, for {parquet}")
+        with _room_for(parquet):
+            _write_parquet(parquet, report.to_frame())
 
 
 @contextmanager

@@ -245,9 +245,13 @@ def _show_difference(before: Checkpoint, last: Checkpoint) -> None:
 
 
 def _model(checkpoint: Checkpoint) -> str:
+    return model_name(checkpoint.name, checkpoint.step)
+
+
+def model_name(path: str, step: int | None) -> str:
     """The last two parts of a path are enough to know a model by."""
-    name = "/".join(checkpoint.name.rstrip("/").split("/")[-2:])
-    return name if checkpoint.step is None or str(checkpoint.step) in name else f"{name} (step {checkpoint.step})"
+    name = "/".join(path.rstrip("/").split("/")[-2:])
+    return name if step is None or str(step) in name else f"{name} (step {step})"
 
 
 def _interval(text: CorpusReport) -> str:

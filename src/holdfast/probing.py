@@ -1,0 +1,197 @@
+"""`holdfast.probe` from end to end: find the models and items, check the pairs, ask the base once, ask every tuned one.
+
+The base is loaded only for what is not yet kept of its answers, and let go before a tuned model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from holdfast import adapters, answercache, answering, basecache, checks, models, sources
+from holdfast.behaviour import ProbedModel, ProbeReport, TaskResult
+from holdfast.errors import ConfigError, DataError, ModelError
+from holdfast.forgetting import Finding
+from holdfast.items import Items, read_items
+from holdfast.models import Base, Tokenizer, Tuned
+from holdfast.probes import Answers, Probe, choice_probes
+from holdfast.questions import PROTOCOLS
+from holdfast.sources import Candidate
+
+Tell = Callable[[str, float], None]
+"""Given what is being done, and the share of all work that is done."""
+
+VIRTUAL = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "ADAPTION_PROMPT")
+"""Adapters that put tokens of their own before a text, after which no mask can be laid."""
+
+
+def probe(
+    *,
+    tuned: str | Sequence[str],
+    base: str | None = None,
+    tasks: Sequence[str] = ("arc_challenge",),
+    protocols: Sequence[str] = ("character",),
+    limit: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    tell: Tell = lambda _what, _share: None,
+) -> ProbeReport:
+    """What tuned models answer where their base answered something else.
+
+        report = holdfast.probe(base="builtin:smollm2", tuned="outputs", tasks=["arc_challenge", "quiz.jsonl"])
+
+    Args:
+        tuned: PEFT adapter folders, whole models (folders, hub ids, GGUF files), or a trainer's folder of
+            `checkpoint-*`.
+        base: the untuned model; None where the adapters' own configs name it. It is always loaded as itself, never as
+            a tuned model with its adapter switched off.
+        tasks: `arc_challenge`, `arc_easy`, a file or hub set of questions (see `items.read_items`).
+        protocols: how choices are scored, of `questions.PROTOCOLS`; the same items under several are several results.
+        limit: items of each task, the same ones however many more there are; None: all.
+        dtype: `float32`, `bfloat16`, or `auto`, the faster here.
+        device: `auto`, `cpu`, `cuda`, …
+        tell: is told of progress.
+
+    Raises:
+        ConfigError: an argument is not one of those.
+        ModelError: a model cannot be loaded, or no number about the pair could mean anything.
+        DataError: a task cannot be asked.
+    """
+    _check(tasks, protocols, limit, dtype)
+    place = models.choose_device(device)
+    dtype = models.fastest_dtype(place) if dtype == "auto" else dtype
+    specs = [tuned] if isinstance(tuned, str) else list(tuned)
+    found = [candidate for spec in specs for candidate in sources.candidates(models.locate(spec), spec=spec)]
+    base = base or sources.named_base(found)
+    reference = _Reference(base, dtype=dtype, device=place)
+    findings = {
+        c.name: checks.check_pair(
+            base=base, path=reference.path, candidate=c, quantised=None, tokenizer=reference.tokenizer
+        )
+        for c in found
+    }
+    virtual = any(candidate.adapter_config.get("peft_type") in VIRTUAL for candidate in found)
+    shared = not virtual and reference.shares()
+    read = [read_items(task).sample(limit) for task in tasks]
+    probes = [one for items in read for one in _probes(items, protocols, reference.tokenizer, shared)]
+    progress = _Progress(tell, sum(one.work for one in probes) * (1 + len(found)))
+    answers = [reference.answers(one, progress) for one in probes]
+    reference.release()
+    probed = []
+    for candidate in found:
+        try:
+            one = _probe_one(candidate, reference, probes, answers, findings[candidate.name], progress, shared)
+        except ModelError as error:
+            if len(found) == 1:
+                raise
+            one = ProbedModel(
+                name=candidate.name, step=candidate.step, merged=False, findings=findings[candidate.name], results=(),
+                failure=str(error),
+            )  # fmt: skip
+        probed.append(one)
+    return ProbeReport(base=base, dtype=dtype, device=place, models=tuple(probed))
+
+
+def _check(tasks: Sequence[str], protocols: Sequence[str], limit: int | None, dtype: str) -> None:
+    if dtype not in ("auto", "bfloat16", "float32"):
+        raise ConfigError(f"got {dtype!r}, expected auto, bfloat16 or float32, at dtype")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"got {limit}, expected at least 1 item, at limit")
+    unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
+    if unknown or not protocols:
+        raise ConfigError(f"got {unknown or 'none'}, expected some of {', '.join(PROTOCOLS)}, at protocols")
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise ConfigError(f"got {list(tasks)}, expected at least one task, each once, at tasks")
+
+
+def _probes(items: Items, protocols: Sequence[str], tokenizer: Tokenizer, shared: bool) -> Sequence[Probe]:
+    if items.kind == "prompts":
+        raise DataError(f"got prompts without choices, expected questions, in {items.name}")
+    wanted = [protocol for protocol in PROTOCOLS if protocol in protocols]
+    return choice_probes(items, wanted, tokenizer=tokenizer, shared=shared)
+
+
+class _Progress:
+    """How much of the work is done, counted in tokens through a model. A class because it counts."""
+
+    def __init__(self, tell: Tell, total: float) -> None:
+        self._tell, self._total, self._done = tell, max(total, 1.0), 0.0
+
+    def of(self, what: str, work: float) -> Callable[[float], None]:
+        """What tells of a part of the work, given the share of it that is done."""
+        before = self._done
+
+        def told(share: float) -> None:
+            self._done = before + share * work
+            self._tell(what, min(self._done / self._total, 1.0))
+
+        told(0.0)
+        return told
+
+
+class _Reference:
+    """The base and what it answers. A class because it holds the loaded model for as long as it is needed."""
+
+    def __init__(self, spec: str, *, dtype: str, device: str) -> None:
+        self.spec, self.dtype, self.device = spec, dtype, device
+        self.path, self.tokenizer = models.locate(spec), models.load_tokenizer(spec)
+        self._model: Base | None = None
+        self._identity = basecache.base_identity(
+            weights=sources.files_fingerprint(self.path), tokenizer=models.tokenizer_fingerprint(self.tokenizer),
+            quantisation=None, dtype=dtype, device=device,
+        )  # fmt: skip
+
+    def model(self) -> Base:
+        """The base itself, loaded when first needed."""
+        if self._model is None:
+            self._model = models.load_base(self.spec, dtype=self.dtype, device=self.device)
+        return self._model
+
+    def shares(self) -> bool:
+        """Whether a text's continuations can stand in one row, see `answering.shares`; found once and kept."""
+        found = answercache.kept({**self._identity, "probe": "shares"}, lambda: answering.shares(self.model()))
+        return bool(found)
+
+    def answers(self, asked: Probe, progress: _Progress) -> Answers:
+        """The base's answers to a probe: found as kept, or given now and kept."""
+        told = progress.of(f"{self.spec} on {asked.name}", asked.work)
+        identity = {**self._identity, **asked.identity()}
+        found: Answers = answercache.kept(identity, lambda: asked.ask(self.model(), told))
+        told(1.0)  # what was found as kept is done as well
+        return found
+
+    def release(self) -> None:
+        """Let the loaded model go."""
+        self._model = None
+
+
+def _probe_one(
+    candidate: Candidate, reference: _Reference, probes: Sequence[Probe], base: Sequence[Answers],
+    findings: Sequence[Finding], progress: _Progress, shared: bool,
+) -> ProbedModel:  # fmt: skip
+    """One tuned model on every probe."""
+    model, merged, more = _load(candidate, reference)
+    if shared and not answering.shares(model):
+        raise ModelError(
+            f"{candidate.name}: got a model whose tokens cannot be told what not to see, unlike its base's"
+        )
+    results: list[TaskResult] = []
+    for one, before in zip(probes, base, strict=True):
+        told = progress.of(f"{candidate.name} on {one.name}", one.work)
+        results += one.results(before, one.ask(model, told))
+    return ProbedModel(
+        name=candidate.name, step=candidate.step, merged=merged, findings=(*findings, *more), results=tuple(results),
+        failure=None,
+    )  # fmt: skip
+
+
+def _load(candidate: Candidate, reference: _Reference) -> tuple[Base | Tuned, bool, tuple[Finding, ...]]:
+    """A tuned model, whether its adapter was merged, and what its own weights gave away."""
+    if not candidate.adapter:
+        return models.load_base(str(candidate.path), dtype=reference.dtype, device=reference.device), False, ()
+    standing = models.load_base(reference.spec, dtype=reference.dtype, device=reference.device)
+    more: tuple[Finding, ...] = ()
+    if (candidate.path.parent / "provenance.json").is_file():
+        more = checks.check_weights(candidate, models.weights_fingerprint(standing), reference.dtype)
+    tuned = adapters.load_adapter(standing, str(candidate.path))
+    whole = adapters.merged(tuned)
+    return (tuned, False, more) if whole is None else (whole, True, more)
