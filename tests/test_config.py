@@ -1,4 +1,4 @@
-"""What a run is and is named, what a grid and overrides give; what is refused is in `test_mistakes`."""
+"""What a run is and is named, what a grid and overrides give; what is refused is in `hostile_studies`."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ batch_size: 8
 context: 128
 seed: 0
 """
-"""A good study; `test_mistakes` counts its lines."""
+"""A good study; `hostile_studies` counts its lines."""
 
 
 def read(folder: Path, text: str, *overrides: str) -> Study:

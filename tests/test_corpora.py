@@ -204,33 +204,6 @@ def test_the_built_in_texts_are_what_they_say() -> None:
     assert gsm8k.documents[0].content["messages"][0]["content"].startswith("Janet")
 
 
-BAD = {
-    "broken.jsonl": ('{"text": "a"}\n{"text": \n', r"broken JSON .*broken.jsonl:2"),
-    "list.jsonl": ("[1]\n", r"got a list, expected an object, at .*list.jsonl:1"),
-    "columns.jsonl": ('{"txt": "a"}\n', r"got columns \['txt'\], expected a column 'text'.*columns.jsonl:1"),
-    "empty.jsonl": ("\n\n", "got no documents"),
-    "blank.jsonl": ('{"text": "a"}\n{"text": "  "}\n', r"text that is not empty, at .*blank.jsonl:2"),
-    "number.jsonl": ('{"text": 5}\n', r"got text 5, expected a text.*number.jsonl:1"),
-    "mixed.jsonl": ('{"text": "a"}\n{"messages": [{"role": "assistant", "content": "b"}]}\n', "several formats"),
-    "silent.jsonl": ('{"messages": [{"role": "user", "content": "b"}]}\n', "the assistant says nothing.*:1"),
-    "roles.jsonl": ('{"messages": [{"content": "b"}]}\n', "expected texts 'role' and 'content'.*:1"),
-    "turns.jsonl": ('{"messages": "hello"}\n', "expected a list of {role, content}.*:1"),
-    "not.parquet": ("hello", "cannot be read: .*not.parquet"),
-    "half.jsonl": (r'{"text": "a"}' + "\n" + r'{"text": "b \ud83d c"}', r"half of a surrogate pair \('.ud83d'\).*:2"),
-    "half_turn.jsonl": (r'{"messages": [{"role": "assistant", "content": "\udc00"}]}', "surrogate pair.*:1"),
-    "zeros.raw": ("\0" * 8, "got no title such as ' = Title = '.*zeros.raw:1"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_malformed_data_is_named_by_file_and_row(name: str, tmp_path: Path) -> None:
-    content, message = BAD[name]
-    (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message) as caught:
-        read_corpus(str(tmp_path / name))
-    assert caught.value.exit_code == 3
-
-
 def test_strange_but_whole_text_is_kept(tiny: Path, tmp_path: Path) -> None:
     """NUL, a byte order mark inside, a whole surrogate pair, private-use and unassigned characters, Windows breaks."""
     text = "a\0b \ufeff \U0001f600 \ue000 \uffff\r\n\u2028 Ünïcödé " + "x" * 5000
@@ -244,11 +217,12 @@ def test_strange_but_whole_text_is_kept(tiny: Path, tmp_path: Path) -> None:
         assert tokenizer.decode(tokenise(document, tokenizer).ids) == expected + "<|end|>"
 
 
-def test_bytes_that_are_not_text_and_files_that_are_not_there(tmp_path: Path) -> None:
-    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xfc"}\n')
-    with pytest.raises(DataError, match=r"not UTF-8.*latin.jsonl:2"):
-        read_corpus(str(tmp_path / "latin.jsonl"))
-    with pytest.raises(DataError, match=r"expected a file or folder there, at .*absent.jsonl"):
-        read_corpus("absent.jsonl")
+def test_a_data_set_that_no_hub_has_is_named() -> None:
     with pytest.raises(DataError, match=r"data set 'nobody/nothing:x@test' cannot be loaded"):
         read_corpus("nobody/nothing:x@test")
+
+
+def test_a_copy_of_a_document_counts_once() -> None:
+    texts = [f"text {i}" for i in range(9)]
+    assert corpus(*texts, *texts).sample(None).fingerprint == corpus(*texts).sample(None).fingerprint
+    assert len(corpus(*texts, *texts).sample(5).documents) == 5

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from holdfast.config import Adapter
-from holdfast.errors import ModelError
-from holdfast.models import Base, Tuned, causal, check_finite, check_head, first_line, prompted, quiet
+from holdfast.errors import ModelError, first_line
+from holdfast.models import Base, Tuned, causal, check_finite, check_head, prompted, quiet
 
 
 def attach_adapter(base: Base, adapter: Adapter, *, seed: int) -> Tuned:

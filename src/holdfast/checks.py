@@ -19,7 +19,7 @@ import gguf
 from safetensors import SafetensorError, safe_open
 
 from holdfast import models
-from holdfast.errors import ModelError
+from holdfast.errors import ModelError, first_line
 from holdfast.forgetting import Finding
 from holdfast.models import Tokenizer
 from holdfast.sources import Candidate, read_json
@@ -208,7 +208,7 @@ def _header(file: Path) -> _Header:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  (not a mapping)
             return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise ModelError(f"got unreadable weights ({models.first_line(error)}), expected whole, at {file}") from error
+        raise ModelError(f"got unreadable weights ({first_line(error)}), expected whole, at {file}") from error
 
 
 def _whole(ours: _Files, theirs: _Files) -> _Found:
@@ -366,7 +366,7 @@ def _tokenizers(ours: Tokenizer, candidate: Candidate, rows: int | None) -> _Fou
     try:
         theirs = models.load_tokenizer(str(path))
     except Exception as error:  # the tokenizers library raises nothing narrower
-        raise ModelError(f"got {models.first_line(error)}, expected a readable tokenizer, at {path}") from error
+        raise ModelError(f"got {first_line(error)}, expected a readable tokenizer, at {path}") from error
     yield from _vocabularies(ours, theirs, path, rows)
     for role, consequence in _ROLES.items():
         one, two = getattr(ours, role), getattr(theirs, role)

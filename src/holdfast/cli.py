@@ -7,11 +7,11 @@ import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from holdfast.errors import ConfigError, HoldfastError
+from holdfast.errors import ConfigError, HoldfastError, as_refusal
 
 app = typer.Typer(
     help="Measure, predict and control what a language model forgets when it is fine-tuned.",
@@ -348,7 +348,16 @@ def main() -> None:
     try:
         app()
     except HoldfastError as error:
-        from holdfast import terminal
+        _stop(error)
+    except (OSError, MemoryError) as error:
+        refusal = as_refusal(error)
+        if refusal is None:
+            raise
+        _stop(refusal)
 
-        terminal.show_error(error)
-        sys.exit(error.exit_code)
+
+def _stop(error: HoldfastError) -> NoReturn:
+    from holdfast import terminal
+
+    terminal.show_error(error)
+    sys.exit(error.exit_code)

@@ -5,28 +5,25 @@ Everything is deterministic: the same data, tokenizer and seed give the same blo
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Int, Int8
 
-from holdfast import builtin, chats, wikitext
+from holdfast import builtin, chats, rows, sources, wikitext
 from holdfast.errors import DataError
 from holdfast.kinds import token_kinds, without_template
+from holdfast.mistakes import clip, show
 from holdfast.models import Tokenizer
 
 Part = Literal["answer", "prompt"]
 """Which tokens of a document are to be predicted: what the model is to say, or what it is given before that."""
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".txt", *wikitext.SUFFIXES)
 _FORMATS = "a column 'text', columns 'prompt' and 'completion', or a column 'messages'"
 
 
@@ -62,12 +59,14 @@ class Corpus:
         return hashlib.sha256("".join(document.digest for document in self.documents).encode()).hexdigest()
 
     def sample(self, documents: int | None) -> Corpus:
-        """So many documents (all of them for None), lowest SHA-256 first.
+        """So many distinct documents (all of them for None), lowest SHA-256 first.
 
         As good as a random sample, the same whatever the order of the file, and a smaller one is part of a larger one.
+        Copies of one document count once: together they say no more than it does.
         """
-        chosen = sorted(self.documents, key=lambda document: document.digest)[:documents]
-        return Corpus(name=self.name, documents=tuple(chosen))
+        distinct = {document.digest: document for document in reversed(self.documents)}
+        chosen = sorted(distinct)[:documents]
+        return Corpus(name=self.name, documents=tuple(distinct[digest] for digest in chosen))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,89 +111,33 @@ def read_corpus(spec: str) -> Corpus:
     """
     if spec.startswith(builtin.PREFIX):
         path = builtin.text_path(spec)  # whose place is its name, not that of a file inside the package
-        rows = ((place.replace(str(path), spec), row) for place, row in file_rows(path))
-        return _corpus(spec.removeprefix(builtin.PREFIX), rows, spec)
-    path = Path(spec)
-    if path.is_dir():
-        paths = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES))
-        return _corpus(path.resolve().name, (row for p in paths for row in file_rows(p)), spec)
-    if path.is_file():
-        is_wikitext = path.name.endswith(wikitext.SUFFIXES)
-        return _corpus(wikitext.NAME if is_wikitext else path.name.split(".")[0], file_rows(path), spec)
-    if path.name.endswith(SUFFIXES) or spec.startswith((".", "/", "~")):
-        raise DataError(f"got {spec!r}, expected a file or folder there, at {path.resolve()}")
+        found = ((place.replace(str(path), spec), row) for place, row in rows.file_rows(path))
+        return _corpus(spec.removeprefix(builtin.PREFIX), found, spec)
+    there = sources.on_disk(spec)
+    if there is not None and there.is_dir():
+        return _corpus(there.resolve().name, rows.folder_rows(there), spec)
+    if there is not None:
+        is_wikitext = there.name.endswith(wikitext.SUFFIXES)
+        return _corpus(wikitext.NAME if is_wikitext else there.name.split(".")[0], rows.file_rows(there), spec)
+    if not spec.strip() or spec.endswith(rows.SUFFIXES) or spec.startswith((".", "/", "~")):
+        raise DataError(f"got {clip(spec)!r}, expected a file or folder there, at {clip(str(Path(spec).absolute()))}")
     name = spec.partition("@")[0].partition(":")[0].split("/")[-1]
     if name == wikitext.NAME:
         spec = wikitext.HUB if spec == name else spec
-        lines = (str(row.get("text") or wikitext.EMPTY_LINE) for _, row in hub_rows(spec))
-        return _corpus(name, _articles(lines, f"{spec}, row "), spec)
-    return _corpus(name, hub_rows(spec), spec)
+        lines = (str(row.get("text") or wikitext.EMPTY_LINE) for _, row in rows.hub_rows(spec))
+        return _corpus(name, rows.articles(lines, f"{spec}, row "), spec)
+    return _corpus(name, rows.hub_rows(spec), spec)
 
 
-def _corpus(name: str, rows: Iterator[tuple[str, Mapping[str, Any]]], spec: str) -> Corpus:
-    documents = tuple(_document(row, place) for place, row in rows)
+def _corpus(name: str, found: rows.Rows, spec: str) -> Corpus:
+    documents = tuple(_document(row, place) for place, row in found)
     if not documents:
         raise DataError(f"got no documents, expected at least one, at {spec}")
-    formats = {document.format for document in documents}
-    if len(formats) > 1:
-        raise DataError(f"got documents in several formats ({', '.join(sorted(formats))}), expected one, at {spec}")
+    first = documents[0]
+    other = next((document for document in documents if document.format != first.format), None)
+    if other is not None:
+        raise DataError(f"got {other.format!r} after {first.format!r}, expected one format in a text, at {other.place}")
     return Corpus(name=name, documents=documents)
-
-
-def file_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(place, row) for each row of a local file."""
-    try:
-        if path.suffix == ".parquet":
-            for index, record in enumerate(pd.read_parquet(path).to_dict("records"), 1):
-                yield f"{path}, row {index}", {str(key): value for key, value in record.items()}
-            return
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        bad = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"got bytes that are not UTF-8, expected UTF-8 text, at {path}:{bad}") from error
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"cannot be read: {error}, at {path}") from error
-    if path.suffix == ".txt":
-        yield str(path), {"text": text}
-        return
-    if path.suffix in wikitext.SUFFIXES:
-        yield from _articles(io.StringIO(text, newline="\n"), f"{path}:")
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"got broken JSON ({error}), expected one object a line, at {path}:{number}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"got a {type(row).__name__}, expected an object, at {path}:{number}")
-        yield f"{path}:{number}", row
-
-
-def _articles(lines: Iterable[str], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(place, row) for each article of WikiText; `where` and a line's number is its place."""
-    found = wikitext.articles(list(lines))
-    if not found:
-        raise DataError(f"got no title such as ' = Title = ' between empty lines, expected WikiText, at {where}1")
-    for number, text in found:
-        yield f"{where}{number}", {"text": text}
-
-
-def hub_rows(spec: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(place, row) for each row of a hub data set."""
-    import datasets  # half a second, and only here
-
-    rest, _, split = spec.partition("@")
-    name, _, config = rest.partition(":")
-    try:
-        rows = datasets.load_dataset(name, config or None, split=split or "train")
-    except Exception as error:  # the library raises many kinds, its own and its network stack's
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"data set {spec!r} cannot be loaded: {first}") from error
-    for number, row in enumerate(rows, 1):
-        yield f"{spec}, row {number}", row
 
 
 def _document(row: Mapping[str, Any], place: str) -> Document:
@@ -212,14 +155,13 @@ def _document(row: Mapping[str, Any], place: str) -> Document:
 def _of_known_format(row: Mapping[str, Any], place: str) -> Document:
     if "messages" in row:
         messages = row["messages"]
-        messages = messages.tolist() if isinstance(messages, np.ndarray) else messages
         if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-            raise DataError(f"got messages {messages!r:.60}, expected a list of {{role, content}}, at {place}")
+            raise DataError(f"got messages {show(messages)}, expected a list of {{role, content}}, at {place}")
         for message in messages:
             if not isinstance(message, Mapping) or not all(
                 isinstance(message.get(k), str) for k in ("role", "content")
             ):
-                raise DataError(f"got message {message!r:.60}, expected texts 'role' and 'content', at {place}")
+                raise DataError(f"got message {show(message)}, expected texts 'role' and 'content', at {place}")
         if not any(message["role"] == "assistant" for message in messages):
             raise DataError(f"got a conversation in which the assistant says nothing, expected an answer, at {place}")
         return Document(
@@ -230,7 +172,7 @@ def _of_known_format(row: Mapping[str, Any], place: str) -> Document:
         raise DataError(f"got columns {sorted(row)}, expected {_FORMATS}, at {place}")
     for key in keys:
         if not isinstance(row[key], str) or not row[key].strip():
-            raise DataError(f"got {key} {row[key]!r:.60}, expected a text that is not empty, at {place}")
+            raise DataError(f"got {key} {show(row[key])}, expected a text that is not empty, at {place}")
     return Document(content={key: row[key] for key in keys}, place=place)
 
 
@@ -245,8 +187,10 @@ def split(corpus: Corpus, *, held_out: int) -> tuple[Corpus, Corpus]:
     """
     distinct = {document.digest: document for document in corpus.documents}
     if len(distinct) <= held_out:
+        places = f"{corpus.documents[0].place} to {corpus.documents[-1].place}"
         raise DataError(
-            f"got {len(distinct)} distinct documents in {corpus.name}, expected more than the {held_out} to be held out"
+            f"got {len(distinct)} distinct documents in {corpus.name}, expected more than the {held_out} to be held "
+            f"out, at {places}"
         )
     chosen = sorted(distinct)[:held_out]
     training = tuple(document for digest, document in distinct.items() if digest not in set(chosen))
@@ -254,6 +198,21 @@ def split(corpus: Corpus, *, held_out: int) -> tuple[Corpus, Corpus]:
         Corpus(name=corpus.name, documents=training),
         Corpus(name=corpus.name, documents=tuple(distinct[digest] for digest in chosen)),
     )
+
+
+def check_apart(retained: Corpus, target: Corpus) -> None:
+    """Refuse a retained text that holds a document of the target: training on it is not what forgetting is.
+
+    Raises:
+        DataError: it does, naming both places.
+    """
+    learned = {document.digest: document.place for document in target.documents}
+    for document in retained.documents:
+        if document.digest in learned:
+            raise DataError(
+                f"got a document of the target ({learned[document.digest]}), expected retained texts without any, at "
+                f"{document.place}"
+            )
 
 
 def tokenise(document: Document, tokenizer: Tokenizer, *, part: Part = "answer") -> Tokens:

@@ -4,6 +4,8 @@ Every message reads: got X, expected Y, at path Z. Each class is also the standa
 Exit code 1 is reserved for our own bugs: anything that is not a `HoldfastError`.
 """
 
+import errno
+
 
 class HoldfastError(Exception):
     """Base of every refusal of ours; `exit_code` is what the command line returns for it."""
@@ -45,3 +47,25 @@ class ResourceError(HoldfastError, OSError):
     """The machine is out of something: disk, memory, permission, network."""
 
     exit_code = 5
+
+
+# What no program can help: no space, no memory, no permission, a broken disk, too many files, too long a name.
+_MACHINES = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM,
+    errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+}  # fmt: skip
+
+
+def as_refusal(error: OSError | MemoryError) -> ResourceError | None:
+    """What stopped us where nobody foresaw it, as a refusal; None where it may be our own bug."""
+    if isinstance(error, MemoryError):
+        return ResourceError(f"got out of memory, expected enough for this work ({str(error) or 'no more is known'})")
+    if error.errno not in _MACHINES:
+        return None
+    return ResourceError(f"got {error.strerror}, expected a place that can be used, at {error.filename or 'unknown'}")
+
+
+def first_line(error: BaseException) -> str:
+    """Of another library's message: enough to know what it means, the second line too where the first announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{' '.join(lines[: 2 if lines[0].endswith(':') else 1]):.300}"

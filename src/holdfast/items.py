@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from holdfast import builtin
-from holdfast.corpora import SUFFIXES, file_rows, hub_rows
 from holdfast.errors import DataError
 from holdfast.questions import LETTERS, Group, Prompt, Question
+from holdfast.rows import SUFFIXES, file_rows, hub_rows
 
 XSTEST = "walledai/XSTest@test"
 """Where `xstest` is. No package carries it, so without the hub it takes a path."""

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast import builtin, sources
-from holdfast.errors import ModelError
+from holdfast.errors import ConfigError, ModelError, first_line
 from holdfast.metrics import Head
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,18 @@ Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 
 def choose_device(device: str) -> str:
-    """`auto` as the first CUDA device where there is one, else the CPU; anything else as it is."""
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """`auto` as the first CUDA device where there is one, else the CPU; anything else as it is.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"got {device!r} ({first_line(error)}), expected auto, cpu, cuda, …, at device") from error
+    return device
 
 
 def fastest_dtype(device: str) -> str:
@@ -346,11 +356,6 @@ def weights_fingerprint(model: Base) -> str:
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """Of another library's message: enough to know what it means."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ client's own cache.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -21,7 +22,8 @@ import huggingface_hub
 from safetensors import SafetensorError, safe_open
 
 from holdfast import builtin
-from holdfast.errors import ModelError
+from holdfast.errors import ModelError, ResourceError, first_line
+from holdfast.mistakes import clip, show
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,20 @@ class Candidate:
         return read_json(self.path / "adapter_config.json") if self.adapter else {}
 
 
+def on_disk(spec: str) -> Path | None:
+    """What a spec names on this machine, None for nothing; an empty spec is nothing, not the working folder.
+
+    Raises:
+        ResourceError: the system does not let us look.
+    """
+    try:
+        return Path(spec) if spec.strip() and Path(spec).exists() else None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # so no file has it
+            return None
+        raise ResourceError(f"got {error.strerror}, expected a place that can be read, at {spec}") from error
+
+
 def locate(spec: str) -> Path:
     """The folder or GGUF file of a model spec.
 
@@ -56,12 +72,15 @@ def locate(spec: str) -> Path:
     Raises:
         ModelError: nothing there, or the hub cannot be reached.
     """
-    if Path(spec).exists():
-        return Path(spec)
+    there = on_disk(spec)
+    if there is not None:
+        return there
     name, _, revision = spec.partition("@")
     parts = name.split("/")
-    if name.startswith((".", "/", "~")) or (len(parts) > 2 and not name.endswith(".gguf")):
-        raise ModelError(f"got model {spec!r}, expected a folder or file there, at {Path(spec).resolve()}")
+    if not spec.strip() or name.startswith((".", "/", "~")) or (len(parts) > 2 and not name.endswith(".gguf")):
+        raise ModelError(
+            f"got model {clip(spec)!r}, expected a folder or file there, at {clip(str(Path(spec).absolute()))}"
+        )
     try:
         if name.endswith(".gguf") and len(parts) > 2:
             return Path(
@@ -73,8 +92,8 @@ def locate(spec: str) -> Path:
             )
         )
     except (OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model {spec!r} is no folder here and cannot be fetched from the hub: {first}") from error
+        why = first_line(error)
+        raise ModelError(f"model {spec!r} is no folder here and cannot be fetched from the hub: {why}") from error
 
 
 def candidates(path: Path, *, spec: str) -> tuple[Candidate, ...]:
@@ -101,7 +120,7 @@ def candidates(path: Path, *, spec: str) -> tuple[Candidate, ...]:
     if not found:
         raise ModelError(
             f"got {spec!r}, expected a folder with adapter_config.json, config.json or checkpoint-* folders in it, or "
-            f"a GGUF file, at {path.resolve()}"
+            f"a GGUF file, at {path.absolute()}"
         )
     return tuple(found)
 
@@ -145,10 +164,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"got no readable JSON ({error}), expected an object, at {path}") from error
     if not isinstance(content, dict):
-        raise ModelError(f"got a {type(content).__name__}, expected an object, at {path}")
+        raise ModelError(f"got {show(content)}, expected an object, at {path}")
     return content
 
 

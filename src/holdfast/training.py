@@ -18,7 +18,7 @@ from torch import Tensor
 
 from holdfast import models
 from holdfast.config import Optimizer, RunConfig
-from holdfast.corpora import Block, Corpus, Tokens, packed_batches, read_corpus, split, tokenise
+from holdfast.corpora import Block, Corpus, Tokens, check_apart, packed_batches, read_corpus, split, tokenise
 from holdfast.errors import DataError, ModelError
 from holdfast.evidence import CorpusReport
 from holdfast.meter import ObservedBase, measure_on, observe_base
@@ -160,11 +160,14 @@ def read_texts(config: RunConfig) -> Texts:
     """Read every text a run needs.
 
     Raises:
-        DataError: one cannot be read, or two measured texts have the same name.
+        DataError: one cannot be read, two measured texts have the same name, or a retained one is trained on.
     """
-    training, held_out = split(read_corpus(config.target.data), held_out=config.target.held_out)
+    target = read_corpus(config.target.data)
+    training, held_out = split(target, held_out=config.target.held_out)
     measured: list[tuple[Role, Corpus]] = [("target", held_out)]
     measured += [("retain", read_corpus(spec).sample(config.measure.documents)) for spec in config.retain]
+    for _, retained in measured[1:]:
+        check_apart(retained, target)
     names = [corpus.name for _, corpus in measured]
     if len(set(names)) < len(names):
         raise DataError(f"got texts named {', '.join(names)}, expected each measured text to have a name of its own")
