@@ -20,6 +20,8 @@ SHARED = {
     "mistakes": {"errors"},
     "config": {"errors", "mistakes"},
     "stats": set(),
+    "phrases": set(),
+    "judging": {"phrases", "stats"},
     "store": {"config", "errors"},
     "evidence": {"stats", "store"},
     "forgetting": {"display", "evidence", "stats"},
