@@ -79,7 +79,7 @@ def test_the_real_sets_are_read() -> None:
     ("row", "message"),
     [
         ("{", "broken JSON"),
-        ("[1]", "got a list, expected an object"),
+        ("[1]", r"got \[1\], expected an object"),
         ({"text": "a"}, r"got columns \['text'\], expected columns 'question', 'choices' and 'answerKey'"),
         (ARC | {"question": " "}, "got question ' ', expected a text that is not empty"),
         ({k: v for k, v in ARC.items() if k != "question"}, "got question None"),
