@@ -15,7 +15,7 @@ from holdfast.errors import DataError
 from holdfast.laws import fit
 from holdfast.plan_figures import HELD_OUT, frontier_figure, held_out_figure
 from holdfast.planning import plan
-from holdfast.published import published
+from holdfast.presets import published
 
 NOISY = fit(simulated.study(np.random.default_rng(0)))
 PLAN = plan(NOISY, max_forgetting=0.5, target_loss=0.73)

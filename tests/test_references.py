@@ -8,7 +8,7 @@ import pytest
 
 from holdfast.coupling import fit_coupled
 from holdfast.laws import LINE, MULTIPLICATIVE, fit_law, resample
-from holdfast.published import PARAMS_PER_RANK, PUBLISHED, RANKS, published
+from holdfast.presets import PARAMS_PER_RANK, PUBLISHED, RANKS, published
 from holdfast.tables import fit_table
 
 CHINCHILLA = Path(__file__).parent.parent.parent / "shared" / "data" / "chinchilla" / "svg_extracted_data.csv"

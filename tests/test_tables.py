@@ -73,3 +73,7 @@ def test_an_examined_study_is_its_laws_with_their_trials():
     held = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert repr(Laws.from_dict(held["laws"])) == repr(found.laws)
     assert {row["split"] for row in held["validation"]["held_out"]} == {"largest rank (r = 256)", "last 30 % of steps"}
+    assert {quantity: len(fits) for quantity, fits in held["forms"]["fits"].items()} == {
+        "target_nll": 5,
+        "kl_base_tuned": 7,
+    }

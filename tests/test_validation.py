@@ -10,9 +10,9 @@ from scipy import stats
 
 import simulated
 from holdfast.errors import ConfigError, FitError
-from holdfast.formulas import GROWTH, LINE, MULTIPLICATIVE, STEPS
-from holdfast.laws import FORGETTING, fit, fit_law, points
-from holdfast.validation import HeldOut, compare_forms, validate
+from holdfast.formulas import LINE
+from holdfast.laws import FORGETTING, fit, points
+from holdfast.validation import HeldOut, validate
 
 QUIET = simulated.study(seeds=(0,))
 NOISY = simulated.study(np.random.default_rng(0), seeds=(0, 1))
@@ -251,12 +251,6 @@ def test_the_headline_reads(noisy):
 def test_the_order_of_rows_does_not_matter(noisy):
     shuffled = NOISY.sample(frac=1, random_state=0)
     assert repr(validate(shuffled)) == repr(noisy)
-    measured = points(NOISY)
-    a, b = (
-        compare_forms(p, "kl_base_tuned", laws=[MULTIPLICATIVE])
-        for p in (measured, measured.sample(frac=1, random_state=0))
-    )
-    assert repr(a) == repr(b)
 
 
 def test_a_failed_run_changes_no_number_and_steps_may_be_whole_numbers(noisy):
@@ -287,35 +281,8 @@ def test_a_validation_is_a_table_and_json(noisy):
     assert in_sample[("target_nll", "multiplicative")] == fit(NOISY).joint["target_nll"].r2
 
 
-def test_candidates_are_held_to_the_same_parts():
-    compared = compare_forms(points(QUIET), "kl_base_tuned", laws=[GROWTH, MULTIPLICATIVE, STEPS, LINE])
-    frame = compared.to_frame()
-    assert frame[["split", "law"]].to_numpy().tolist() == [
-        [split, law.name] for split in (RANK, STEPS_LEFT) for law in (GROWTH, MULTIPLICATIVE, STEPS, LINE)
-    ]
-    assert frame.groupby("split")["rmse_constant"].nunique().eq(1).all()
-    assert (frame.loc[frame["law"] == "multiplicative", "rmse"] < 1e-5).all()
-    assert (frame.loc[frame["law"].isin(["growth", "steps"]), "rmse"] > 1e-3).all()
-    in_sample = {fitted.law: fitted.rmse for fitted in compared.in_sample}
-    assert in_sample["multiplicative"] < 1e-6 < in_sample["steps"]
-    assert any("a line in log N was nearer" in warning for warning in compared.warnings) == bool(
-        (frame["rmse_log_steps"] < frame["rmse"]).any()
-    )
-
-
-def test_a_candidate_scores_as_it_does_in_a_validation(noisy):
-    compared = compare_forms(points(NOISY), "kl_base_tuned", laws=[MULTIPLICATIVE, LINE])
-    for held in compared.held_out:
-        assert repr(one(noisy, split=held.split, line=held.law == "line")) == repr(held)
-    assert compared.in_sample[0].rmse == fit_law(MULTIPLICATIVE, points(NOISY), "kl_base_tuned").rmse
-
-
 def test_questions_without_an_answer_are_refused():
     with pytest.raises(ConfigError, match="got level 1, expected a probability between 0 and 1"):
         validate(NOISY, level=1)
-    with pytest.raises(ConfigError, match="got laws line, expected some that do not take target_nll"):
-        compare_forms(points(NOISY), "target_nll", laws=[LINE])
-    with pytest.raises(ConfigError, match="got laws none"):
-        compare_forms(points(NOISY), "target_nll", laws=[])
     with pytest.raises(FitError, match="'news'"):
         validate(NOISY, corpus="news")

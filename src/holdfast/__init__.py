@@ -5,6 +5,7 @@
     table = holdfast.sweep("study.yaml", out="runs")       # fine-tune, and measure forgetting along the way
     laws = holdfast.fit(table)                             # what learning costs
     print(holdfast.plan(laws, max_forgetting=0.05))         # how far to go
+    print(holdfast.validate(table))                        # how far to trust them
 
 Names are loaded when first used: reading and fitting results never imports torch.
 """
@@ -16,34 +17,45 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from holdfast.audit import measure
     from holdfast.behaviour import ProbeReport
+    from holdfast.design import NextRuns, next_runs
+    from holdfast.forecasting import Forecast, forecast
     from holdfast.forgetting import ForgettingReport
     from holdfast.laws import Fit, Laws, fit
     from holdfast.planning import Plan, plan
+    from holdfast.presets import published
     from holdfast.probing import probe
     from holdfast.reporting import report
     from holdfast.stats import Estimate
     from holdfast.store import table
     from holdfast.sweeps import sweep
+    from holdfast.validation import Validation, validate
 
 _HOME = {
     "Estimate": "stats",
     "Fit": "laws",
+    "Forecast": "forecasting",
     "ForgettingReport": "forgetting",
     "Laws": "laws",
+    "NextRuns": "design",
     "Plan": "planning",
     "ProbeReport": "behaviour",
+    "Validation": "validation",
     "fit": "laws",
+    "forecast": "forecasting",
     "measure": "audit",
+    "next_runs": "design",
     "plan": "planning",
     "probe": "probing",
+    "published": "presets",
     "report": "reporting",
     "sweep": "sweeps",
     "table": "store",
+    "validate": "validation",
 }
 
 __all__ = [
-    "Estimate", "Fit", "ForgettingReport", "Laws", "Plan", "ProbeReport", "fit", "measure", "plan", "probe", "report",
-    "sweep", "table",
+    "Estimate", "Fit", "Forecast", "ForgettingReport", "Laws", "NextRuns", "Plan", "ProbeReport", "Validation", "fit",
+    "forecast", "measure", "next_runs", "plan", "probe", "published", "report", "sweep", "table", "validate",
 ]  # fmt: skip
 
 

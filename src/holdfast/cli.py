@@ -106,10 +106,7 @@ def fit(
         _print_json({"fits": [one.to_dict() for one in fits]}) if as_json else law_screens.show_fits(fits)
         return
     found = tables.examine(store.table(runs), corpus=corpus, skip_fraction=skip_fraction)
-    if as_json:
-        _print_json(found.to_dict())
-    else:
-        law_screens.show_laws(found.laws, found.validation, found.prices, found.tests)
+    _print_json(found.to_dict()) if as_json else law_screens.show_laws(found)
 
 
 @app.command()
@@ -133,12 +130,12 @@ def plan(
     Example: `holdfast plan runs --max-forgetting 0.1`, or before any run
     `holdfast plan --law kalajdzievski2024-openorca --trainable-params 20e6 --max-forgetting 0.9`
     """
-    from holdfast import law_screens, laws, planning, published, store
+    from holdfast import law_screens, laws, planning, presets, store
 
     if runs is not None and law is None:
         fitted, speed = laws.fit(store.table(runs), corpus=corpus), store.seconds_per_token(runs)
     elif law is not None and runs is None:
-        fitted, speed = published.published(law), None
+        fitted, speed = presets.published(law), None
     else:
         raise ConfigError("got both or neither, expected a folder of runs or --law, at the plan asked for")
     planned = planning.plan(

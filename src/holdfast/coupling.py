@@ -10,6 +10,7 @@ place.
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -24,19 +25,23 @@ OWN = 3
 """Exponents and weight, of each law alone; the curvature is the fourth."""
 
 
-def fit_coupled(points: pd.DataFrame, quantity: str, *, huber: float = HUBER) -> dict[str, Fit]:
+def fit_coupled(
+    points: pd.DataFrame, quantity: str, *, huber: float = HUBER, alone: Mapping[str, Fit] | None = None
+) -> dict[str, Fit]:
     """`PAPER` for "target_nll" and for one measure of forgetting, coupled by the line; intervals clustered by run.
 
     The line is fitted first, by ordinary least squares as in the paper, and its own uncertainty is not in the errors.
-    Each law's residuals count relative to their size when it is fitted alone, so neither outweighs the other.
+    Each law's residuals count relative to their size when it is fitted alone, so neither outweighs the other. `alone`
+    are these fits, by quantity, where they have been made.
 
     Raises:
         FitError: as `fits.fit_law`.
     """
     line = fit_law(LINE, points, quantity, huber=math.inf)
     slope, intercept = (line.parameters[name].value for name in LINE.parameters)
-    alone = {name: fit_law(PAPER, points, name, huber=huber) for name in ("target_nll", quantity)}
-    size = {name: max(fit.rmse, 1e-12) for name, fit in alone.items()}
+    if alone is None:
+        alone = {name: fit_law(PAPER, points, name, huber=huber) for name in ("target_nll", quantity)}
+    size = {name: max(alone[name].rmse, 1e-12) for name in ("target_nll", quantity)}
     values, n = points[list(PAPER.inputs)].to_numpy(dtype=np.float64), len(points)
     reference, runs = PAPER.reference(values), np.tile(points["run"].to_numpy(dtype=str), 2)
     loss, forgetting = (points[name].to_numpy(dtype=np.float64) for name in size)
@@ -92,7 +97,7 @@ def _both(
     return columns, slopes
 
 
-def _starts(alone: dict[str, Fit], quantity: str) -> FloatArray:
+def _starts(alone: Mapping[str, Fit], quantity: str) -> FloatArray:
     """Where each law ends alone, with every weight and curvature that is begun from."""
     loss, forgetting = (
         [alone[name].parameters[parameter].value for parameter in PAPER.nonlinear[:OWN]]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from holdfast.display import duration
-from holdfast.laws import LAWS
+from holdfast.laws import LAWS, LINE
 from holdfast.planning import price_in_words
 from holdfast.stats import rounded
 from holdfast.terminal import escape, out, show_warnings
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
     from holdfast.choices import Choice
     from holdfast.design import NextRuns
     from holdfast.forecasting import Forecast
-    from holdfast.laws import Fit, Laws
+    from holdfast.forms import Forms
+    from holdfast.laws import Fit
     from holdfast.planning import Plan
-    from holdfast.slopes import Prices, SlopeTest
+    from holdfast.tables import Examined
     from holdfast.validation import Validation
 
 LEVEL = 0.9
@@ -30,43 +33,119 @@ LEVEL = 0.9
 SHOWN = 9
 """Choices of the frontier in a terminal; the JSON has them all."""
 
+OPEN, NO_INTERVAL = "not identified", "no interval"
+
 NAMES = {"target_nll": "target loss", "kl_base_tuned": "forgetting, KL", "hard_cross_entropy": "hard loss"}
 
 
-def show_laws(laws: Laws, validation: Validation, prices: Prices, tests: Sequence[SlopeTest]) -> None:
-    """How well the laws forecast, every fit with its intervals, the warnings, and the price of learning in words."""
-    _show_held_out(validation)
-    fits = (*laws.lines.values(), *laws.orthogonal.values(), *laws.joint.values())
-    for fit in fits:
-        show_fit(fit)
-    warnings = [*laws.warnings, *(warning for fit in fits for warning in fit.warnings), *prices.warnings]
-    warnings += [w for w in validation.warnings if w not in laws.warnings]
-    show_warnings(dict.fromkeys(warnings))
-    for sentence in (price_in_words(laws), *str(prices).splitlines()[:1], *(str(t) for t in tests if t.testable)):
-        out().print(escape(sentence), soft_wrap=True)
+def show_laws(found: Examined) -> None:
+    """The price of learning in words, how well each law and form forecasts, then every constant and every warning."""
+    out().print(f"[bold]{escape(price_in_words(found.laws))}[/]", soft_wrap=True)
+    for sentence in (*str(found.prices).splitlines()[:1], *(str(test) for test in found.tests if test.testable)):
+        out().print(f"  {escape(sentence)}", soft_wrap=True)
+    _show_held_out(found.validation)
+    _show_forms(found.forms)
+    _show_constants(found)
+    fits = (*found.laws.lines.values(), *found.laws.orthogonal.values(), *found.laws.joint.values())
+    warnings = [*found.laws.warnings, *(warning for fit in fits for warning in fit.warnings), *found.prices.warnings]
+    show_warnings(dict.fromkeys([*warnings, *found.validation.warnings]))
 
 
 def _show_held_out(validation: Validation) -> None:
     """Errors on what no fit has seen, beside two plain baselines."""
-    table = Table(title="Held out, then predicted: error in nats per token", title_justify="left")
-    for name in ("held out", "quantity", "law"):
-        table.add_column(name)
-    for name in ("error", "constant", "line in log N", "R²", "in 90 % interval", "R² in sample"):
+    table = _table("The laws, held to what they had not seen: error in nats, how many inside 90 %")
+    table.add_column("held out", no_wrap=True)
+    for name in ("error", "of a constant", "of a log N line", "R²", "inside", "R² in sample"):
         table.add_column(name, justify="right")
     seen = {(fit.quantity, fit.law): fit.r2 for fit in validation.in_sample}
-    for held in validation.held_out:
-        if held.quantity not in NAMES:
-            continue
-        inside = "no interval" if held.inside is None else f"{held.inside} of {held.n_points}"
-        known = seen.get((held.quantity, held.law))
-        table.add_row(
-            escape(held.split), NAMES[held.quantity], held.law, f"{held.rmse:.2g}", f"{held.rmse_constant:.2g}",
-            f"{held.rmse_log_steps:.2g}", f"{held.r2:.2f}", inside, "" if known is None else f"{known:.3f}",
-        )  # fmt: skip
+    for split, held_out in itertools.groupby(validation.held_out, key=lambda held: held.split):
+        table.add_row(f"[bold]{escape(split)}[/]")
+        for held in (each for each in held_out if each.quantity in NAMES):
+            inside = "–" if held.inside is None else f"{held.inside}/{held.n_points}"
+            known = seen.get((held.quantity, held.law))
+            table.add_row(
+                f" {NAMES[held.quantity]}: {held.law}", f"{held.rmse:.2g}", f"{held.rmse_constant:.2g}",
+                f"{held.rmse_log_steps:.2g}", f"{held.r2:.2f}", inside, "" if known is None else f"{known:.3f}",
+            )  # fmt: skip
+    out().print()
     out().print(table)
     for skipped in validation.skipped:
         out().print(f"[dim]Not held out, {escape(skipped.split)}: {escape(skipped.reason)}.[/]", soft_wrap=True)
+
+
+def _show_forms(forms: Forms) -> None:
+    """What each form would have been off by, the nearest of each part marked."""
+    table = _table("Every form, held to the same: error in nats, * the nearest")
+    table.add_column("form", no_wrap=True)
+    for name in ("constants", *forms.parts(), "R² in sample"):
+        table.add_column(escape(name), justify="right")
+    for quantity in forms.fits:
+        table.add_row(f"[bold]{NAMES[quantity]}[/]")
+        nearest = forms.nearest(quantity)
+        for score in (each for each in forms.scores() if each.quantity == quantity):
+            errors = (_error(score.errors.get(part), star=nearest.get(part) == score.form) for part in forms.parts())
+            table.add_row(f"  {score.form}", str(score.constants), *errors, f"{score.r2:.3f}")
+        for name, found in forms.baselines(quantity).items():
+            table.add_row(f"  [dim]{name}[/]", "", *(_error(found.get(part), star=False) for part in forms.parts()))
     out().print()
+    out().print(table)
+    if any(LINE.name in fits for fits in forms.fits.values()):
+        out().print("[dim]Line and saturating line are given the target loss, the other forms P and N.[/]")
+
+
+def _table(title: str) -> Table:
+    """Few lines, for many numbers."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def _error(value: float | None, *, star: bool) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.2g}{' *' if star else '  '}"
+
+
+def _show_constants(found: Examined) -> None:
+    """A row for each fit, and the formulas of their forms once."""
+    laws, table = found.laws, Table.grid(padding=(0, 2))
+    lines = {quantity: (laws.lines[quantity], laws.orthogonal[quantity]) for quantity in laws.lines}
+    shown = []
+    for quantity, joint in laws.joint.items():
+        fits = [(f"{fit.law}, {fit.estimator}", fit) for fit in lines.get(quantity, ())] + [(joint.law, joint)]
+        named = {fit.law for _, fit in fits}
+        fits += [each for each in found.forms.fits.get(quantity, {}).items() if each[0] not in named]
+        table.add_row(f"[bold]{NAMES[quantity]}[/]")
+        for name, fit in fits:
+            table.add_row(f"  {escape(name)}", ";  ".join(_constant(fit, parameter) for parameter in fit.parameters))
+        shown += [fit.law for _, fit in fits]
+    out().print()
+    out().print(
+        f"[bold]Constants[/], with {100 * LEVEL:.0f} % intervals by run; by {escape(joint.estimator)} unless named",
+        soft_wrap=True,
+    )
+    out().print(table)
+    for law in dict.fromkeys(shown):
+        out().print(f"[dim]{law}: {escape(LAWS[law].formula)}[/]", soft_wrap=True)
+    out().print(f"[dim]{_reference(joint)}[/]", soft_wrap=True)
+
+
+def _constant(fit: Fit, name: str) -> str:
+    estimate = fit.parameters[name]
+    if math.isnan(estimate.stderr):
+        why = _why(fit, name)
+        return f"{name} {why}" if why == OPEN else f"{name} {estimate.value:.3g} ({why})"
+    low, high = (rounded(end, estimate.stderr) for end in estimate.interval(LEVEL))
+    return f"{name} {rounded(estimate.value, estimate.stderr)} ({low} to {high})"
+
+
+def _reference(fit: Fit) -> str:
+    letters = ("P", "N") if len(fit.reference) == 2 else ("X",)
+    named = (f"{a} is {escape(n)}, {a}0 {v:.4g}" for a, (n, v) in zip(letters, fit.reference.items(), strict=True))
+    return "; ".join(named)
 
 
 def show_fit(fit: Fit) -> None:
@@ -75,9 +154,7 @@ def show_fit(fit: Fit) -> None:
     formula = escape(LAWS[fit.law].formula)
     out().print(f"[bold]{escape(fit.quantity)}[/] = {formula}\n  [dim]{evidence}[/]", soft_wrap=True)
     if LAWS[fit.law].scaling == "ratio":
-        letters = ("P", "N") if len(fit.reference) == 2 else ("X",)
-        named = (f"{a} is {escape(n)}, {a}0 {v:.4g}" for a, (n, v) in zip(letters, fit.reference.items(), strict=True))
-        out().print(f"  [dim]{'; '.join(named)}[/]", soft_wrap=True)
+        out().print(f"  [dim]{_reference(fit)}[/]", soft_wrap=True)
     grid = Table.grid(padding=(0, 3))
     for name, estimate in fit.parameters.items():
         low, high = estimate.interval(LEVEL)
@@ -89,7 +166,7 @@ def show_fit(fit: Fit) -> None:
 
 def _why(fit: Fit, name: str) -> str:
     at = list(fit.parameters).index(name)
-    return "not identified" if math.isfinite(fit.covariance[at][at]) else "no interval"
+    return OPEN if math.isfinite(fit.covariance[at][at]) else NO_INTERVAL
 
 
 def show_fits(fits: Sequence[Fit]) -> None:

@@ -20,6 +20,7 @@ from holdfast.errors import DataError, FitError, ResourceError
 from holdfast.evidence import CorpusReport
 from holdfast.forgetting import ForgettingReport
 from holdfast.forgetting_page import forgetting_page
+from holdfast.forms import compare_forms
 from holdfast.laws import Laws, fit, points
 from holdfast.planning import Plan, plan
 from holdfast.reporting import charts, report
@@ -66,11 +67,13 @@ def publish(
     asked = max_forgetting is not None or target_loss is not None
     planned = plan(laws, max_forgetting=max_forgetting, target_loss=target_loss, risk=risk) if laws and asked else None
     validation = None if laws is None else validate(table, corpus=laws.corpus)
+    forms = None if laws is None else compare_forms(points(table, corpus=laws.corpus))
     page = report(
         table,
         laws,
         planned,
         validation=validation,
+        forms=forms,
         title=_title(made),
         commands=commands,
         provenance=_common([run.provenance for run in made if run.state == "done"]),

@@ -9,6 +9,7 @@ import pandas as pd
 from holdfast import figures
 from holdfast.display import visible
 from holdfast.errors import FitError
+from holdfast.forms import Forms
 from holdfast.laws import LAWS, Fit, Laws, points
 from holdfast.page import Cell, Grid, figure_entries, heads, interval, render
 from holdfast.plan_figures import frontier_figure, held_out_figure
@@ -44,6 +45,8 @@ CAPTIONS = {
 }
 
 
+NEAREST = "nearest"
+
 READING_ORDER = (
     "frontier", "loss-against-forgetting", "trajectories-target", "trajectories-forgetting", "held-out-forgetting",
     "held-out-target",
@@ -56,6 +59,7 @@ def report(
     plan: Plan | None,
     *,
     validation: Validation | None = None,
+    forms: Forms | None = None,
     title: str,
     commands: Sequence[str],
     provenance: Mapping[str, Any],
@@ -63,8 +67,8 @@ def report(
 ) -> str:
     """A study as one self-contained HTML page: what learning costs, what to run, and the evidence for both.
 
-    `table` is that of `store.table`, failed and diverged runs included; `laws`, `plan` and `validation` were made from
-    it.
+    `table` is that of `store.table`, failed and diverged runs included; `laws`, `plan`, `validation` and `forms` were
+    made from it.
     `commands` are what a reader types to make the page again; `provenance` is whatever says where the numbers come
     from, nested as it likes. Without `laws` the page shows the measurements, and `why_no_laws` in place of the laws.
 
@@ -86,6 +90,7 @@ def report(
             "laws": None if laws is None else _laws(laws),
             "plan": None if plan is None else _plan(plan),
             "held_out": None if validation is None else _held_out(validation),
+            "forms": None if forms is None else _forms(forms),
             "why_no_figures": why_no_figures,
             "numbers": {
                 name: number for number, name in enumerate([name for name in READING_ORDER if name in drawn], 1)
@@ -152,6 +157,26 @@ def _held_out(validation: Validation) -> dict[str, Any]:
         "skipped": [f"{skipped.split}: {skipped.reason}" for skipped in validation.skipped],
         "warnings": [warning for warning in validation.warnings if "nearer" in warning or "chosen" in warning],
     }
+
+
+def _forms(forms: Forms) -> Grid:
+    """What every form would have been off by on the same parts; the nearest of each is named below its number."""
+    parts = forms.parts()
+    rows = []
+    for quantity in forms.fits:
+        nearest = forms.nearest(quantity)
+        for score in (each for each in forms.scores() if each.quantity == quantity):
+            errors = [
+                Cell(
+                    "–" if part not in score.errors else f"{score.errors[part]:.2g}",
+                    NEAREST * (nearest.get(part) == score.form),
+                )
+                for part in parts
+            ]
+            name = [Cell(NAMES[quantity], kind="text"), Cell(score.form, kind="text")]
+            rows.append([*name, *errors, Cell(f"{score.r2:.4f}"), Cell(str(score.constants))])
+    columns = ("Quantity", "Form", *parts, "R² in sample", "Constants")
+    return Grid("Every form, held to the same parts", heads(columns, texts=2), rows)
 
 
 def _laws(laws: Laws) -> dict[str, Any]:

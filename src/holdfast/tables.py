@@ -12,6 +12,7 @@ import pandas as pd
 
 from holdfast.errors import ConfigError, FitError
 from holdfast.fits import HUBER
+from holdfast.forms import Forms, compare_forms
 from holdfast.formulas import ADDITIVE, LAWS, MULTIPLICATIVE, PAPER, POWER
 from holdfast.laws import SKIP_FRACTION, Fit, Laws, fit, fit_law, points
 from holdfast.points import read_points
@@ -32,6 +33,8 @@ class Examined:
     prices: Prices
     tests: tuple[SlopeTest, ...]
     """Whether the price is the same across `COMPARED`."""
+    forms: Forms
+    """Every other form of the same quantities, and how well each forecasts."""
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold; nan becomes None. Key `laws` is what `Laws.from_dict` reads."""
@@ -45,7 +48,9 @@ def examine(
     skip_fraction: float = SKIP_FRACTION,
     quantity: str = "kl_base_tuned",
 ) -> Examined:
-    """Fit the laws of a study, hold them to parts they have not seen, and test whether the price of learning is one.
+    """Fit the laws of a study, hold them and all other forms to parts they have not seen, and test the price.
+
+    `quantity` is the measure of forgetting of the prices, the tests and the forms.
 
     Raises:
         FitError: as `laws.fit`.
@@ -57,6 +62,7 @@ def examine(
         validation=validate(table, corpus=corpus, skip_fraction=skip_fraction),
         prices=prices(measured, quantity),
         tests=tuple(slope_equality(measured, quantity, by=column) for column in COMPARED),
+        forms=compare_forms(measured, quantity),
     )
 
 

@@ -6,7 +6,7 @@ done as well.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from holdfast.errors import ConfigError, FitError
-from holdfast.formulas import LINE, Law
-from holdfast.laws import SKIP_FRACTION, Fit, Laws, fit, fit_law, points
+from holdfast.formulas import LINE
+from holdfast.laws import SKIP_FRACTION, Fit, Laws, fit, points
 from holdfast.stats import FloatArray, as_dict
 
 Mask = npt.NDArray[np.bool_]
@@ -63,7 +63,7 @@ class HeldOut:
     """What was held out, in words."""
     quantity: str
     law: str
-    """Name in `LAWS`, chosen on the training part alone."""
+    """Name in `LAWS`, chosen on the training part alone; or one of `forms`."""
     n_points: int
     """Held out; those of one run are alike, so `n_runs` is what counts."""
     n_runs: int
@@ -195,51 +195,22 @@ def validate(
         ConfigError: `level` is not between 0 and 1, or as `laws.points`.
         FitError: the whole table cannot be fitted, as `laws.fit`.
     """
-    _check_level(level)
+    check_level(level)
     measured = points(table, corpus=corpus, skip_fraction=skip_fraction)
     whole = fit(table, corpus=corpus, skip_fraction=skip_fraction)
 
-    def fitted(held: Mask) -> list[Fit]:
+    def fitted(held: Mask) -> list[tuple[str, Fit]]:
         part = _without(table, measured, held)
         return _each(fit(part, corpus=whole.corpus, skip_fraction=skip_fraction))
 
-    held_out, skipped = _judge(measured, fitted, level=level)
+    held_out, skipped = judge(measured, fitted, level=level)
     return Validation(
         corpus=whole.corpus,
         target=whole.target,
         held_out=held_out,
-        in_sample=tuple(map(_in_sample, _each(whole))),
+        in_sample=tuple(in_sample(name, law) for name, law in _each(whole)),
         skipped=skipped,
         warnings=(*whole.warnings, *_other_forms(held_out, _each(whole)), *_beaten(held_out)),
-    )
-
-
-def compare_forms(points: pd.DataFrame, quantity: str, *, laws: Sequence[Law], level: float = LEVEL) -> Validation:
-    """Hold several candidate laws of one quantity to the same held-out parts of a table of `laws.points`.
-
-    Every law is fitted to every training part as `laws.fit` would fit it, also where that would have chosen another;
-    `in_sample` has them fitted to all points. The rows of `to_frame` come split by split, laws in the order given.
-
-    Raises:
-        ConfigError: no law, or one that takes the quantity itself as input, or `level` is not between 0 and 1.
-        FitError: a law cannot be fitted to all of the points.
-    """
-    _check_level(level)
-    if not laws or any(quantity in law.inputs for law in laws):
-        named = ", ".join(law.name for law in laws) or "none"
-        raise ConfigError(f"got laws {named}, expected some that do not take {quantity} as input, at compare_forms")
-    measured = points.sort_values(["run", "steps"]).reset_index(drop=True)
-    whole = [_fit_one(law, measured, quantity) for law in laws]
-    held_out, skipped = _judge(
-        measured, lambda held: [_fit_one(law, measured[~held], quantity) for law in laws], level=level
-    )
-    return Validation(
-        corpus=whole[0].corpus,
-        target=", ".join(sorted(set(measured["target"]))),
-        held_out=held_out,
-        in_sample=tuple(map(_in_sample, whole)),
-        skipped=skipped,
-        warnings=_beaten(held_out),
     )
 
 
@@ -270,35 +241,37 @@ def _splits(points: pd.DataFrame) -> tuple[list[_Split], list[Skipped]]:
     return splits, skipped
 
 
-def _judge(
-    points: pd.DataFrame, fitted: Callable[[Mask], Iterable[Fit]], *, level: float
+def judge(
+    points: pd.DataFrame, fitted: Callable[[Mask], Iterable[tuple[str, Fit]]], *, level: float
 ) -> tuple[tuple[HeldOut, ...], tuple[Skipped, ...]]:
-    """Every split, its training part fitted by `fitted`, which is told what not to look at."""
+    """Every split, its training part fitted by `fitted`, which is told what not to look at and names each law."""
     splits, skipped = _splits(points)
     held_out: list[HeldOut] = []
-    for name, held in splits:
+    for split, held in splits:
         if held.all():
-            skipped.append(Skipped(split=name, reason="nothing would be left to fit"))
+            skipped.append(Skipped(split=split, reason="nothing would be left to fit"))
             continue
         try:
             fits = list(fitted(held))
         except FitError as error:
-            skipped.append(Skipped(split=name, reason=f"what is left cannot be fitted: {error}"))
+            skipped.append(Skipped(split=split, reason=f"what is left cannot be fitted: {error}"))
             continue
-        held_out += [_score(name, law, points[~held], points[held], level=level) for law in fits]
+        held_out += [_score(split, name, law, points[~held], points[held], level=level) for name, law in fits]
     return tuple(held_out), tuple(skipped)
 
 
-def _score(split: str, law: Fit, training: pd.DataFrame, held: pd.DataFrame, *, level: float) -> HeldOut:
+def _score(
+    split: str, name: str, law: Fit, training: pd.DataFrame, held: pd.DataFrame, *, level: float
+) -> HeldOut:  # fmt: skip
     measured, seen = (part[law.quantity].to_numpy(dtype=np.float64) for part in (held, training))
-    prediction = law.predict(**{name: held[name].to_numpy(dtype=np.float64) for name in law.domain})
+    prediction = law.predict(**{column: held[column].to_numpy(dtype=np.float64) for column in law.domain})
     error = np.asarray(prediction.mean) - measured
     low, high = (np.asarray(prediction.run_quantile(tail)) for tail in ((1 - level) / 2, (1 + level) / 2))
     squares, constant = float(error @ error), float(np.sum((measured - seen.mean()) ** 2))
     return HeldOut(
         split=split,
         quantity=law.quantity,
-        law=law.law,
+        law=name,
         n_points=len(held),
         n_runs=held["run"].nunique(),
         rmse=math.sqrt(squares / len(held)),
@@ -350,26 +323,20 @@ def _without(table: pd.DataFrame, points: pd.DataFrame, held: Mask) -> pd.DataFr
     return table[~(every.isin(out) | table["run"].isin(wholly).to_numpy())]
 
 
-def _each(laws: Laws) -> list[Fit]:
-    return [*laws.joint.values(), *laws.lines.values()]
+def _each(laws: Laws) -> list[tuple[str, Fit]]:
+    return [(law.law, law) for law in (*laws.joint.values(), *laws.lines.values())]
 
 
-def _fit_one(law: Law, points: pd.DataFrame, quantity: str) -> Fit:
-    """As `laws.fit` fits it: the line by ordinary least squares, as in the paper."""
-    return fit_law(law, points, quantity, huber=math.inf) if law is LINE else fit_law(law, points, quantity)
+def in_sample(name: str, law: Fit) -> InSample:
+    """How well a law of this name fits the points it was fitted to."""
+    return InSample(quantity=law.quantity, law=name, r2=law.r2, rmse=law.rmse, n_points=law.n_points, n_runs=law.n_runs)
 
 
-def _in_sample(law: Fit) -> InSample:
-    return InSample(
-        quantity=law.quantity, law=law.law, r2=law.r2, rmse=law.rmse, n_points=law.n_points, n_runs=law.n_runs
-    )
-
-
-def _other_forms(held_out: Iterable[HeldOut], whole: Iterable[Fit]) -> list[str]:
+def _other_forms(held_out: Iterable[HeldOut], whole: Iterable[tuple[str, Fit]]) -> list[str]:
     """Where a training part chose another law than all the data: what was validated is then not what will be used."""
     used: dict[str, list[str]] = {}
-    for law in whole:
-        used.setdefault(law.quantity, []).append(law.law)
+    for name, law in whole:
+        used.setdefault(law.quantity, []).append(name)
     return [
         f"{held.quantity}: without {held.split} the {held.law} law was chosen, with all the data another: "
         f"{', '.join(used[held.quantity])}"
@@ -395,6 +362,7 @@ def _named(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Refuse a level that no interval has."""
     if not 0 < level < 1:
         raise ConfigError(f"got level {level}, expected a probability between 0 and 1, at the interval of one run")

@@ -8,7 +8,7 @@ import pytest
 
 from holdfast.errors import ConfigError
 from holdfast.planning import plan
-from holdfast.published import (
+from holdfast.presets import (
     BASE_PARAMS,
     PARAMS_PER_RANK,
     PUBLISHED,
