@@ -40,19 +40,13 @@ class Runs:
         self.sds = np.array([run_sd, slope_sd, 1.0])
         self.hidden, self.rows = {}, []
 
-    def make(self, r, steps, measured, *, extends=None):
-        """Run to `steps`, measured at `measured`, or take a run further; the table of all runs so far."""
-        name = extends or f"{r:06x}{len(self.hidden):06x}"
-        if extends is None:
-            self.hidden[name] = {quantity: self.sds * self.rng.normal(size=3) for quantity in simulated.TRUTH}
-            self._measure(name, r, 0, steps, fresh=False)
-        had = max(row["step"] for row in self.rows if row["run"] == name)
+    def make(self, r, steps, measured):
+        """Run to `steps`, measured at `measured`; the table of all runs so far."""
+        name = f"{r:06x}{len(self.hidden):06x}"
+        self.hidden[name] = {quantity: self.sds * self.rng.normal(size=3) for quantity in simulated.TRUTH}
+        self._measure(name, r, 0, steps, fresh=False)
         for step in measured:
-            if step > had:
-                self._measure(name, r, step, steps)
-        for row in self.rows:
-            if row["run"] == name:
-                row["total_steps"] = steps
+            self._measure(name, r, step, steps)
         return pd.DataFrame(self.rows)
 
     def _measure(self, name, r, step, steps, *, fresh=True):

@@ -260,8 +260,8 @@ def test_files_fit_in_a_sitting() -> None:
 
 def test_the_public_names() -> None:
     assert holdfast.__all__ == [
-        "Estimate", "Fit", "Forecast", "ForgettingReport", "Laws", "NextRuns", "Plan", "ProbeReport", "Validation", "fit",
-        "forecast", "measure", "next_runs", "plan", "probe", "published", "report", "sweep", "table", "validate",
+        "Estimate", "Fit", "Forecast", "ForgettingReport", "Laws", "NextRuns", "Plan", "ProbeReport", "Validation",
+        "fit", "forecast", "measure", "next_runs", "plan", "probe", "published", "report", "sweep", "table", "validate",
     ]  # fmt: skip
     for name in holdfast.__all__:
         assert getattr(holdfast, name).__doc__

@@ -183,7 +183,7 @@ def next_(
     corpus: Corpus = None,
     as_json: Json = False,
 ) -> None:
-    """Which run to make next, or to make longer: what narrows the plan's interval most for its cost; or to stop.
+    """Which run to make next, or to finish: what narrows the plan's interval most for its cost; or to stop.
 
     Example: `holdfast next runs --max-forgetting 0.1 --tolerance 0.01`
     """

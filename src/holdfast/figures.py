@@ -107,8 +107,7 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
     """A quantity along the steps of every run, with a fitted curve per rank: the paper's Figure 3.
 
     Nats per token against update steps. The curves are the joint law in trainable parameters and steps, over the
-    fitted steps only; the 90 % band of a rank appears when its legend entry is clicked. Marks as in
-    `loss_against_forgetting`.
+    fitted steps only, each in its 90 % band, clustered by run. Marks as in `loss_against_forgetting`.
 
     Source: Kalajdzievski 2024, arXiv 2401.05605, figure 3.
 
@@ -134,7 +133,7 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
     fitted = inline(curve.to_dict("records"))
     colour = _rank_colours(points["r"])
     x, y, r = alt.X("steps:Q"), alt.Y(f"{quantity}:Q"), alt.Stroke("r:N", title="Rank", scale=colour)
-    isolated = alt.condition(_ISOLATE, alt.value(0.18), alt.value(0), empty=False)
+    isolated = alt.condition(_ISOLATE, alt.value(0.14), alt.value(0))
     faded = alt.condition(_ISOLATE, alt.value(1), alt.value(0.15))
     band = fitted.mark_area().encode(
         x, alt.Y("low:Q"), alt.Y2("high"), alt.Fill("r:N", title="Rank", scale=colour), opacity=isolated

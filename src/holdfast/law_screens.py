@@ -243,13 +243,15 @@ def show_next(found: NextRuns) -> None:
     out().print(f"[bold]{escape(found.reason)}[/]", soft_wrap=True)
     for purchase in found.chosen:
         out().print(f"  {escape(str(purchase))}", soft_wrap=True)
+    if found.chosen:
+        out().print("[dim]A rank and number of steps that were run before need another seed.[/]")
     table = Table(title=f"Candidates, for r = {found.at[0]} at {found.at[1]} steps", title_justify="left")
-    for name in ("rank", "steps", "takes further", "tokens", "FLOP", "interval now", "then"):
+    for name in ("rank", "steps", "finishes", "tokens", "FLOP", "interval now", "then"):
         table.add_column(name, justify="right")
     for purchase in found.ranked[:SHOWN]:
         asked = purchase.candidate
         table.add_row(
-            str(asked.r), str(asked.steps), "" if asked.extends is None else escape(asked.extends),
+            str(asked.r), str(asked.steps), "" if asked.finishes is None else escape(asked.finishes),
             f"{asked.tokens:,.0f}", "" if asked.flop is None else f"{asked.flop:.1e}",
             f"{purchase.width_before:.2g}", f"{purchase.width_after:.2g}",
         )  # fmt: skip

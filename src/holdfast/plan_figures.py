@@ -106,7 +106,7 @@ def held_out_figure(rows: pd.DataFrame, quantity: str) -> Chart:
     label = LABELS.get(quantity, quantity)
     corners = _square([*ends, *(value[end] for value in known for end in ("from", "to"))])
     square = alt.Scale(domain=corners, nice=TICKS)
-    x = alt.X("observed:Q", title=f"{label}, measured ({UNIT})", scale=square)
+    x = alt.X("observed:Q", title=f"Measured ({UNIT})", scale=square)
     y = alt.Y("predicted:Q", title=f"Predicted ({UNIT})", scale=square)
     legend = alt.Legend(columns=1, labelLimit=400) if len(splits) > 1 else None
     stroke = alt.Stroke("split:N", title="Held out", sort=splits, scale=colours(splits), legend=legend)

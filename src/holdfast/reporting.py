@@ -31,8 +31,8 @@ CAPTIONS = {
         "One mark per measurement; learning runs to the left. The paper's Figure 2: if all ranks share one line, the "
         "price does not depend on rank. A band is the line's 90 % interval."
     ),
-    "trajectories-target": "The paper's Figure 3, for what is learned, with the joint law of parameters and steps.",
-    "trajectories-forgetting": "The paper's Figure 3, for what is forgotten, with the joint law.",
+    "trajectories-target": "The paper's Figure 3, for what is learned: the joint law and its 90 % bands.",
+    "trajectories-forgetting": "The paper's Figure 3, for what is forgotten: the joint law and its 90 % bands.",
     "frontier": (
         "Each mark is a rank and a number of steps that no other beats in both. Through it the laws' 90 % intervals; "
         "dashed, what was asked for."

@@ -1,0 +1,239 @@
+"""What a plan's interval costs when runs are made as `holdfast next` advises, against making a whole grid.
+
+Simulated studies: the paper's law as KL, a grid of 6 ranks, 3 seeds and 260 steps. Once runs are bought from a stored
+grid, whose runs may be cut short, by the advice and at random; once they are made new, as many as the advice wants. And
+the study of `studies/gsm8k-seeds`, which is real. Laws are refitted after every purchase.
+
+    python scripts/next_run.py                   # half an hour; writes the tables of docs/theory.md
+    python scripts/next_run.py --studies 4       # a shorter one, printed only
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from holdfast.choices import measure_of_forgetting
+from holdfast.costs import cost
+from holdfast.design import Candidate, Place, next_runs, possible_runs
+from holdfast.laws import Laws, fit
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import simulated
+from simulated_runs import Runs
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "theory.md"
+STUDY = ROOT / "studies" / "gsm8k-seeds" / "runs.csv"
+
+PLACES = ((8, 60), (32, 115), (256, 150), (32, 200))
+SHARES = (0.15, 0.25, 0.4)
+LEVEL = 0.9
+LENGTHS = math.sqrt(2)
+"""Ratio of the lengths at which a stored run may be cut."""
+
+Buyer = Callable[[Laws, pd.DataFrame, Sequence[Candidate]], Candidate]
+"""Chooses among candidates, given the laws and the runs so far."""
+
+
+def replay(table: pd.DataFrame, *, at: Place, pilot: Mapping[str, int], buy: Buyer, share: float) -> pd.DataFrame:
+    """A finished study made again, run by run, as `buy` chooses among the runs the table has and their first parts.
+
+    Begins with `pilot`, run names and their steps, refits every law after each purchase, and ends when no candidate
+    fits into `share` of the table's tokens. A run cut at N steps stands for one of N steps, and is bought once: with
+    more steps it would be another run, made from its start.
+
+    A row per purchase: `run`, `steps`, `share` of the table's tokens so far, `mean`, `low`, `high` and `width` of the
+    law's 90 % interval of forgetting at `at`, and `n_runs`. The last row, `run` "all", is the whole table.
+    """
+    done = table[table["state"] == "done"]
+    everything = int(done.groupby("run")["total_steps"].first().sum())
+    bought, rows, last = dict(pilot), [], next(iter(pilot))
+    while True:
+        until = done["run"].map(bought)
+        have = done[done["step"] <= until]
+        have = have.assign(total_steps=until[have.index].astype(int))
+        laws, spent = fit(have), sum(bought.values())
+        rows.append({"run": last, "steps": bought[last], "share": spent / everything} | interval(laws, at))
+        offers = stored(laws, done, bought, shortest=min(pilot.values()))
+        affordable = tuple(offer for offer in offers if offer.steps <= share * everything - spent)
+        if not affordable:
+            break
+        choice = buy(laws, have, affordable)
+        last = offers[choice]
+        bought[last] = choice.steps
+    rows.append({"run": "all", "steps": int(done["total_steps"].max()), "share": 1.0} | interval(fit(done), at))
+    return pd.DataFrame(rows)
+
+
+def made_new(runs: Runs, *, at: Place, share: float, everything: int) -> pd.DataFrame:
+    """Runs made as advised, new ones, until `share` of a grid of `everything` steps is spent; rows as of `replay`."""
+    rows = []
+    for r in (8, 64, 256):
+        table = runs.make(r, 65, checkpoints(65))
+    while True:
+        laws, spent = fit(table), int(table.groupby("run")["total_steps"].first().sum())
+        rows.append({"share": spent / everything} | interval(laws, at))
+        offers = [
+            Candidate(r=each.r, steps=each.steps, finishes=None, tokens=each.tokens, flop=each.flop,
+                      measured=checkpoints(each.steps))
+            for each in possible_runs(laws, table) if 8 <= each.r <= 256 and each.steps <= 260
+        ]  # fmt: skip
+        best = next_runs(laws, table, at=at, candidates=offers).ranked[0].candidate
+        if spent + best.steps > share * everything:
+            return pd.DataFrame(rows)
+        table = runs.make(best.r, best.steps, best.measured)
+
+
+def checkpoints(steps: int) -> tuple[int, ...]:
+    """As densely as the simulated grid is measured."""
+    return tuple(np.unique(np.rint(np.geomspace(10, steps, 22))).astype(int).tolist())
+
+
+def interval(laws: Laws, at: Place) -> dict[str, float]:
+    """Of forgetting at a place."""
+    law = laws.joint[measure_of_forgetting(laws)]
+    found = law.predict(trainable_params=at[0] * (laws.params_per_rank or math.nan), steps=at[1])
+    low, high = (float(end) for end in found.interval(LEVEL))
+    return {"mean": float(found.mean), "low": low, "high": high, "width": high - low, "n_runs": laws.n_runs}
+
+
+def stored(laws: Laws, done: pd.DataFrame, bought: Mapping[str, int], *, shortest: int) -> dict[Candidate, str]:
+    """What is left to buy, and the run that has it: of runs alike the first, in ratios of √2 from `shortest` on."""
+    offers: dict[Candidate, str] = {}
+    for run, rows in done[(done["step"] > 0) & ~done["run"].isin(bought)].groupby("run"):
+        r, measured = int(rows["r"].iloc[0]), sorted({int(step) for step in rows["step"]})
+        wanted = shortest * LENGTHS ** np.arange(1 + math.ceil(2 * math.log2(measured[-1] / shortest)))
+        for steps in sorted({nearest(measured, length) for length in wanted}):
+            spent = cost(
+                steps=steps, tokens_per_step=laws.tokens_per_step, trainable_params=r * (laws.params_per_rank or 0),
+                base_params=laws.base_params, seconds_per_token=None,
+            )  # fmt: skip
+            places = tuple(step for step in measured if step <= steps)
+            offer = Candidate(
+                r=r, steps=steps, finishes=None, tokens=spent.tokens or 0, flop=spent.flop, measured=places
+            )
+            offers.setdefault(offer, str(run))
+    return offers
+
+
+def nearest(steps: Sequence[int], wanted: float) -> int:
+    """In ratio."""
+    return min(steps, key=lambda step: abs(math.log(step / wanted)))
+
+
+def small_pilot(table: pd.DataFrame) -> dict[str, int]:
+    """Three short runs to begin with: of the lowest, middle and highest rank, to a quarter of its steps."""
+    done = table[(table["state"] == "done") & (table["step"] > 0)]
+    ranks, pilot = sorted(set(done["r"].tolist())), {}
+    for r in {ranks[0], ranks[len(ranks) // 2], ranks[-1]}:
+        rows = done[done["run"] == min(done.loc[done["r"] == r, "run"])]
+        pilot[str(rows["run"].iloc[0])] = nearest(
+            sorted(set(rows["step"].astype(int))), float(rows["total_steps"].iloc[0]) / 4
+        )
+    return dict(sorted(pilot.items()))
+
+
+def advised(at: Place) -> Buyer:
+    """Buys what narrows the interval at a place most for its cost."""
+    return lambda laws, table, offers: next_runs(laws, table, at=at, candidates=offers).ranked[0].candidate
+
+
+def at_random(rng: np.random.Generator) -> Buyer:
+    """Buys anything."""
+    return lambda laws, table, offers: offers[int(rng.integers(len(offers)))]
+
+
+def simulated_rows(at: Place, studies: Iterable[int]) -> list[dict[str, object]]:
+    """A row per study, way of buying and share: width over the grid's, whether the truth was inside."""
+    truth = float(simulated.truth("kl_base_tuned", trainable_params=at[0] * simulated.PARAMS_PER_RANK, steps=at[1]))
+    rows: list[dict[str, object]] = []
+    for seed in studies:
+        table = simulated.study(np.random.default_rng(seed))
+        everything = int(table.groupby("run")["total_steps"].first().sum())
+        bought = {
+            name: replay(table, at=at, pilot=small_pilot(table), buy=buy, share=SHARES[-1])
+            for name, buy in (("stored", advised(at)), ("random", at_random(np.random.default_rng(seed))))
+        }
+        whole = bought["stored"].iloc[-1]
+        bought = {name: each.iloc[:-1] for name, each in bought.items()}
+        runs = Runs(np.random.default_rng(seed))
+        bought["new"] = made_new(runs, at=at, share=SHARES[-1], everything=everything)
+        ways = [("grid", 1.0, whole)] + [
+            (name, share, each[each["share"] <= share].iloc[-1]) for name, each in bought.items() for share in SHARES
+        ]
+        for name, share, row in ways:
+            rows.append(
+                {
+                    "at": at, "study": seed, "way": name, "share": share, "width": row["width"],
+                    "ratio": row["width"] / whole["width"], "held": row["low"] <= truth <= row["high"],
+                    "error": row["mean"] - truth, "n_runs": row["n_runs"],
+                }
+            )  # fmt: skip
+        print(at, seed, file=sys.stderr, flush=True)
+    return rows
+
+
+def simulated_table(found: pd.DataFrame) -> str:
+    """Markdown: medians of widths over the grid's, and coverage."""
+    head = "| plan | " + " | ".join(f"new runs, {share:.0%}".replace("%", " %") for share in SHARES)
+    head += " | stored grid, 40 % | at random, 40 % | held at 40 %: new, stored | grid |"
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+    for (r, steps), rows in found.groupby("at", sort=False):
+        by = rows.groupby(["way", "share"])
+        ratio, held = by["ratio"].median(), 100 * by["held"].mean()
+        cells = [f"{ratio['new', share]:.2f}" for share in SHARES]
+        cells += [f"{ratio['stored', 0.4]:.2f}", f"{ratio['random', 0.4]:.2f}"]
+        cells += [f"{held['new', 0.4]:.0f}, {held['stored', 0.4]:.0f} %", f"{held['grid', 1.0]:.0f} %"]
+        lines.append(f"| r = {r}, {steps} steps | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def real_table(table: pd.DataFrame, places: Sequence[Place]) -> str:
+    """Markdown: a stored study made again by the advice, and at random (the median of nine)."""
+    lines = ["| plan | whole study, width | advised, " + " | ".join(f"{s:.0%}".replace("%", " %") for s in SHARES)]
+    lines[0] += " | at random, 40 % | whole's mean inside at 40 % |"
+    lines.append("|" + "---|" * (lines[0].count("|") - 1))
+    for at in places:
+        pilot = small_pilot(table)
+        rows = replay(table, at=at, pilot=pilot, buy=advised(at), share=SHARES[-1])
+        whole, rows = rows.iloc[-1], rows.iloc[:-1]
+        chance = [
+            replay(table, at=at, pilot=pilot, buy=at_random(np.random.default_rng(seed)), share=SHARES[-1])
+            for seed in range(9)
+        ]
+        within = [rows[rows["share"] <= share].iloc[-1] for share in SHARES]
+        cells = [f"{row['width'] / whole['width']:.2f} ({row['n_runs']} runs)" for row in within]
+        cells.append(f"{np.median([each['width'].iloc[-2] / whole['width'] for each in chance]):.2f}")
+        cells.append("yes" if within[-1]["low"] <= whole["mean"] <= within[-1]["high"] else "no")
+        lines.append(f"| r = {at[0]}, {at[1]} steps | {whole['width']:.4f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Replay, print, and write the page unless it is a shorter run."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--studies", type=int, default=40, help="simulated; 40 writes the page")
+    studies = asked.parse_args().studies
+    found = pd.DataFrame([row for at in PLACES for row in simulated_rows(at, range(studies))])
+    made = {"next simulated": simulated_table(found)}
+    if STUDY.exists():
+        made["next real"] = real_table(pd.read_csv(STUDY), ((8, 20), (32, 30), (32, 50)))
+    page = PAGE.read_text(encoding="utf-8")
+    for name, table in made.items():
+        print(table)
+        marks = f"<!-- {name} -->\n", f"\n<!-- end {name} -->"
+        page = re.sub(f"{marks[0]}.*?{marks[1]}", lambda _, t=table, m=marks: m[0] + t + m[1], page, flags=re.S)
+    if studies >= asked.get_default("studies"):
+        PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
