@@ -27,7 +27,8 @@ SHARED = {
     "forgetting": {"display", "evidence", "stats"},
     "proportions": {"stats"},
     "questions": set(),
-    "behaviour": {"display", "forgetting", "proportions", "questions", "stats"},
+    "refusals": {"proportions", "questions", "stats"},
+    "behaviour": {"display", "forgetting", "proportions", "questions", "refusals", "stats"},
 }
 MODEL_HALF = {
     "builtin": {"errors"},
@@ -49,7 +50,20 @@ MODEL_HALF = {
     "items": {"builtin", "errors", "questions", "rows"},
     "answering": {"errors", "meter", "metrics", "models"},
     "answercache": {"builtin", "errors", "store"},
+    "generating": {"errors", "meter", "models", "sampling"},
     "probes": {"answering", "behaviour", "items", "models", "questions"},
+    "prompt_probes": {
+        "answering",
+        "behaviour",
+        "errors",
+        "generating",
+        "items",
+        "judging",
+        "models",
+        "probes",
+        "questions",
+        "refusals",
+    },
     "probing": {
         "adapters",
         "answercache",
@@ -62,6 +76,7 @@ MODEL_HALF = {
         "items",
         "models",
         "probes",
+        "prompt_probes",
         "questions",
         "sources",
     },
@@ -160,7 +175,7 @@ ENTRY = {
         "sweeps",
         "training",
     },
-    "probe_screens": {"behaviour", "proportions", "questions", "stats", "terminal"},
+    "probe_screens": {"behaviour", "proportions", "questions", "refusals", "stats", "terminal"},
     "law_screens": {
         "choices",
         "design",

@@ -261,7 +261,13 @@ def test_probe_says_what_is_no_longer_the_bases_answer(
     code, out, _ = run(["probe", str(tiny), *adapters, *asked], monkeypatch, capsys)
     assert code == 0
     assert "2 models against" in out
-    assert "so many items show changes of accuracy of" in out
+    assert "so many items show changes of" in out
+    asked = ["--task", "advbench", "--limit", "6", "--dtype", "float32", "--max-new-tokens", "8"]
+    code, out, _ = run(["probe", str(tiny), adapters[0], *asked], monkeypatch, capsys)
+    assert code == 0
+    for word in ("advbench, unsafe prompts", "largest change", "at random",
+                 "odds of a usual refusal", "sensitivity", "a proxy"):  # fmt: skip
+        assert word in out
 
 
 def test_a_sweep_with_a_diverged_run_exits_4(

@@ -9,8 +9,10 @@ attention lets a choice see the text and itself but no other choice:
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from holdfast.errors import DataError, ModelError
 from holdfast.meter import measuring
 from holdfast.metrics import log_probabilities
 from holdfast.models import Base, Tokenizer, Tuned, causal, head_of, hidden_states, output_head
+
+Tell: TypeAlias = Callable[[float], None]
+"""Given the share that is done."""
 
 BATCH_TOKENS = 2048
 """In one forward pass, padding included."""
@@ -72,7 +77,11 @@ def asked(tokenizer: Tokenizer, text: str, continuations: Sequence[str], *, plac
     return found
 
 
-def batches(items: Sequence[Asked], *, shared: bool) -> list[tuple[list[int], Rows]]:
+Batches: TypeAlias = Sequence[tuple[list[int], Rows]]
+"""Which items go together, and how."""
+
+
+def batches(items: Sequence[Asked], *, shared: bool) -> Batches:
     """The batch plan: which items go together, and how; base and tuned are asked with the same one.
 
     Items of similar length stand together. Not `shared`, each continuation gets a row of its own: for models that
@@ -88,7 +97,7 @@ def batches(items: Sequence[Asked], *, shared: bool) -> list[tuple[list[int], Ro
     return plan
 
 
-def plan_digest(plan: Sequence[tuple[list[int], Rows]]) -> str:
+def plan_digest(plan: Batches) -> str:
     """Hex SHA-256 of every token a batch plan passes through a model, where, and what it predicts."""
     digest = hashlib.sha256()
     for together, rows in plan:
@@ -100,13 +109,17 @@ def plan_digest(plan: Sequence[tuple[list[int], Rows]]) -> str:
 
 
 def log_likelihoods(
-    model: Base | Tuned,
-    items: Sequence[Asked],
-    plan: Sequence[tuple[list[int], Rows]],
-    *,
-    tell: Callable[[float], None] = lambda _share: None,
+    model: Base | Tuned, items: Sequence[Asked], plan: Batches, *, tell: Tell = lambda _share: None
 ) -> list[list[float]]:
-    """Ln p(continuation | text) of every continuation of every item, in nats; `tell` is told the share that is done.
+    """Log-likelihood of every continuation of every item after its text, in nats; see `token_log_likelihoods`."""
+    found = token_log_likelihoods(model, items, plan, tell=tell)
+    return [[sum(tokens) for tokens in continuations] for continuations in found]
+
+
+def token_log_likelihoods(
+    model: Base | Tuned, items: Sequence[Asked], plan: Batches, *, tell: Tell = lambda _share: None
+) -> list[list[list[float]]]:
+    """The same of every token, given its text and the continuation before it; `tell` is told the share that is done.
 
     Logits and their sums are float32 and float64 whatever the model's precision. The model's mode and every random
     state are as before afterwards.
@@ -116,16 +129,16 @@ def log_likelihoods(
     Raises:
         ModelError: a number is NaN or infinite, or the tokenizer has more tokens than the model.
     """
-    found: list[list[float]] = [[] for _ in items]
+    found: list[list[list[float]]] = [[] for _ in items]
     done, total = 0, sum(len(together) for together, _ in plan)
     with measuring(model):
         for together, rows in plan:
             each = iter(_token_log_probabilities(model, rows).tolist())
             for index in together:
-                found[index] = [sum(next(each) for _ in range(len(one))) for one in items[index].continuations]
+                found[index] = [[next(each) for _ in one] for one in items[index].continuations]
             done += len(together)
             tell(done / total)
-    if not np.isfinite([value for values in found for value in values]).all():
+    if not all(math.isfinite(value) for values in found for tokens in values for value in tokens):
         raise ModelError("got NaN or infinity, expected finite log-likelihoods")
     return found
 

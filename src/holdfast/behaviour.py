@@ -25,6 +25,7 @@ from holdfast.proportions import (
     percent,
 )
 from holdfast.questions import DESCRIBED, Protocol
+from holdfast.refusals import RefusalOdds, RefusalResult
 from holdfast.stats import Estimate
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -136,7 +137,7 @@ class ChoiceResult:
         )
 
 
-TaskResult: TypeAlias = ChoiceResult
+TaskResult: TypeAlias = ChoiceResult | RefusalResult | RefusalOdds
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -287,13 +287,16 @@ def probe(
     ],
     task: Annotated[
         list[str] | None,
-        typer.Option(help="arc_challenge, arc_easy, a file of items, org/name; repeatable. Default: arc_challenge."),
+        typer.Option(
+            help="arc_challenge, arc_easy, advbench, xstest, refusal_logodds, a file of items, org/name; repeatable."
+        ),
     ] = None,
     protocol: Annotated[
         list[str] | None,
         typer.Option(help="How choices are scored: character, token, total, letter; repeatable. Default: character."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task; default all.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer to a prompt.")] = 128,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
     device: Device = "auto",
     parquet: Annotated[Path | None, typer.Option(help="Write every item.")] = None,
@@ -309,7 +312,7 @@ def probe(
     with terminal.MeasureProgress() as tell:
         report = probing.probe(
             base=base, tuned=tuned, tasks=task or ["arc_challenge"], protocols=protocol or ["character"], limit=limit,
-            dtype=dtype, device=device, tell=tell,
+            max_new_tokens=max_new_tokens, dtype=dtype, device=device, tell=tell,
         )  # fmt: skip
     publishing.publish_probe(report, parquet=parquet)
     _print_json(report.to_dict()) if as_json else probe_screens.show_probe(report)

@@ -6,7 +6,7 @@ lists, so that the base's can be kept on disk, and every result is made of two m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from typing import Protocol as Interface
@@ -14,17 +14,30 @@ from typing import Protocol as Interface
 import numpy as np
 
 from holdfast import answering
-from holdfast.answering import Asked, Rows
+from holdfast.answering import Asked, Batches, Tell
 from holdfast.behaviour import ChoiceResult, TaskResult
 from holdfast.items import Items
 from holdfast.models import Base, Tokenizer, Tuned
 from holdfast.questions import Form, Protocol, chosen, context, continuations, form, scores
 
-Tell = Callable[[float], None]
-"""Given the share of a probe that is done."""
-
 Answers = list[Any]
 """Of one model to a probe; what JSON can hold."""
+
+
+class AskBase(Interface):
+    """How the base is asked: what identifies the question, about how many tokens it takes, and how to ask."""
+
+    def __call__(
+        self, identity: Mapping[str, str], work: float, ask: Callable[[Base | Tuned, Tell], Answers]
+    ) -> Answers:
+        """The base's answers, kept or given now."""
+
+
+class Prepared(Interface):
+    """One task in one form, with all that is needed of the base. A class with behaviour, as kinds of task differ."""
+
+    def results(self, model: Base | Tuned, tell: Tell) -> tuple[TaskResult, ...]:
+        """Ask a tuned model: what its and the base's answers amount to."""
 
 
 class Probe(Interface):
@@ -35,17 +48,15 @@ class Probe(Interface):
         """Of the task."""
 
     @property
+    def base_work(self) -> float:
+        """Tokens that asking passes through the base, about, to tell how far all is."""
+
+    @property
     def work(self) -> float:
-        """Tokens that asking passes through a model, to tell how far all is."""
+        """The same of a tuned model."""
 
-    def identity(self) -> dict[str, str]:
-        """All that decides what is asked and how."""
-
-    def ask(self, model: Base | Tuned, tell: Tell) -> Answers:
-        """A model's answers, an entry an item."""
-
-    def results(self, base: Answers, tuned: Answers) -> tuple[TaskResult, ...]:
-        """What the two models' answers amount to."""
+    def prepared(self, ask: AskBase) -> Prepared:
+        """The same with the base's answers."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +70,7 @@ class ChoiceProbe:
     asked_as: Form
     protocols: tuple[Protocol, ...]
     asked: tuple[Asked, ...]
-    plan: Sequence[tuple[list[int], Rows]]
+    plan: Batches
 
     @property
     def name(self) -> str:
@@ -70,6 +81,15 @@ class ChoiceProbe:
     def work(self) -> float:
         """Tokens, padding included."""
         return float(sum(rows.ids.size for _, rows in self.plan))
+
+    @property
+    def base_work(self) -> float:
+        """As many."""
+        return self.work
+
+    def prepared(self, ask: AskBase) -> PreparedChoices:
+        """The base's log-likelihoods."""
+        return PreparedChoices(probe=self, base=ask(self.identity(), self.work, self.ask))
 
     def identity(self) -> dict[str, str]:
         """The items, the form, and every token of the batch plan."""
@@ -107,6 +127,18 @@ class ChoiceProbe:
             tuned=np.array([chosen(list(each)) for each in scored[1]]),
             base_scores=scored[0], tuned_scores=scored[1],
         )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedChoices:
+    """Questions with choices, and the base's answers to them."""
+
+    probe: ChoiceProbe
+    base: Answers
+
+    def results(self, model: Base | Tuned, tell: Tell) -> tuple[TaskResult, ...]:
+        """A result per protocol."""
+        return self.probe.results(self.base, self.probe.ask(model, tell))
 
 
 def choice_probes(

@@ -5,15 +5,17 @@ The base is loaded only for what is not yet kept of its answers, and let go befo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from holdfast import adapters, answercache, answering, basecache, checks, models, sources
 from holdfast.behaviour import ProbedModel, ProbeReport, TaskResult
 from holdfast.errors import ConfigError, DataError, ModelError
 from holdfast.forgetting import Finding
-from holdfast.items import Items, read_items
+from holdfast.items import read_items
 from holdfast.models import Base, Tokenizer, Tuned
-from holdfast.probes import Answers, Probe, choice_probes
+from holdfast.probes import Answers, AskBase, Prepared, Probe, choice_probes
+from holdfast.prompt_probes import PromptProbe, built_in_judge, prompt_probe
 from holdfast.questions import PROTOCOLS
 from holdfast.sources import Candidate
 
@@ -31,6 +33,7 @@ def probe(
     tasks: Sequence[str] = ("arc_challenge",),
     protocols: Sequence[str] = ("character",),
     limit: int | None = None,
+    max_new_tokens: int = 128,
     dtype: str = "auto",
     device: str = "auto",
     tell: Tell = lambda _what, _share: None,
@@ -44,9 +47,12 @@ def probe(
             `checkpoint-*`.
         base: the untuned model; None where the adapters' own configs name it. It is always loaded as itself, never as
             a tuned model with its adapter switched off.
-        tasks: `arc_challenge`, `arc_easy`, a file or hub set of questions (see `items.read_items`).
+        tasks: `arc_challenge`, `arc_easy`; `advbench`, `xstest`; a file or hub set of questions or prompts (see
+            `items.read_items`); `refusal_logodds`, or `refusal_logodds:` and a set of prompts, for which no tuned model
+            writes anything.
         protocols: how choices are scored, of `questions.PROTOCOLS`; the same items under several are several results.
         limit: items of each task, the same ones however many more there are; None: all.
+        max_new_tokens: of an answer to a prompt.
         dtype: `float32`, `bfloat16`, or `auto`, the faster here.
         device: `auto`, `cpu`, `cuda`, …
         tell: is told of progress.
@@ -56,7 +62,7 @@ def probe(
         ModelError: a model cannot be loaded, or no number about the pair could mean anything.
         DataError: a task cannot be asked.
     """
-    _check(tasks, protocols, limit, dtype)
+    _check(tasks, protocols, limit, max_new_tokens, dtype)
     place = models.choose_device(device)
     dtype = models.fastest_dtype(place) if dtype == "auto" else dtype
     specs = [tuned] if isinstance(tuned, str) else list(tuned)
@@ -71,15 +77,15 @@ def probe(
     }
     virtual = any(candidate.adapter_config.get("peft_type") in VIRTUAL for candidate in found)
     shared = not virtual and reference.shares()
-    read = [read_items(task).sample(limit) for task in tasks]
-    probes = [one for items in read for one in _probes(items, protocols, reference.tokenizer, shared)]
-    progress = _Progress(tell, sum(one.work for one in probes) * (1 + len(found)))
-    answers = [reference.answers(one, progress) for one in probes]
+    asked = _Asked(protocols=protocols, tokens=max_new_tokens, tokenizer=reference.tokenizer, shared=shared)
+    probes = asked.all_probes(tasks, limit)
+    progress = _Progress(tell, sum(one.base_work + one.work * len(found) for one in probes))
+    prepared = [one.prepared(reference.asker(one.name, progress)) for one in probes]
     reference.release()
     probed = []
     for candidate in found:
         try:
-            one = _probe_one(candidate, reference, probes, answers, findings[candidate.name], progress, shared)
+            one = _probe_one(candidate, reference, probes, prepared, findings[candidate.name], progress, shared)
         except ModelError as error:
             if len(found) == 1:
                 raise
@@ -91,11 +97,13 @@ def probe(
     return ProbeReport(base=base, dtype=dtype, device=place, models=tuple(probed))
 
 
-def _check(tasks: Sequence[str], protocols: Sequence[str], limit: int | None, dtype: str) -> None:
+def _check(tasks: Sequence[str], protocols: Sequence[str], limit: int | None, tokens: int, dtype: str) -> None:
     if dtype not in ("auto", "bfloat16", "float32"):
         raise ConfigError(f"got {dtype!r}, expected auto, bfloat16 or float32, at dtype")
     if limit is not None and limit < 1:
         raise ConfigError(f"got {limit}, expected at least 1 item, at limit")
+    if tokens < 1:
+        raise ConfigError(f"got {tokens}, expected at least 1 token, at max_new_tokens")
     unknown = [protocol for protocol in protocols if protocol not in PROTOCOLS]
     if unknown or not protocols:
         raise ConfigError(f"got {unknown or 'none'}, expected some of {', '.join(PROTOCOLS)}, at protocols")
@@ -103,11 +111,45 @@ def _check(tasks: Sequence[str], protocols: Sequence[str], limit: int | None, dt
         raise ConfigError(f"got {list(tasks)}, expected at least one task, each once, at tasks")
 
 
-def _probes(items: Items, protocols: Sequence[str], tokenizer: Tokenizer, shared: bool) -> Sequence[Probe]:
-    if items.kind == "prompts":
-        raise DataError(f"got prompts without choices, expected questions, in {items.name}")
-    wanted = [protocol for protocol in PROTOCOLS if protocol in protocols]
-    return choice_probes(items, wanted, tokenizer=tokenizer, shared=shared)
+LOG_ODDS = "refusal_logodds"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """How whatever is asked is asked."""
+
+    protocols: Sequence[str]
+    tokens: int
+    tokenizer: Tokenizer
+    shared: bool
+
+    def all_probes(self, tasks: Sequence[str], limit: int | None) -> list[Probe]:
+        """What the tasks put to each model; log-odds of refusals that come with the prompts' own task only there."""
+        made = [one for task in tasks for one in self.probes(task, limit)]
+        answered = {one.items.fingerprint for one in made if isinstance(one, PromptProbe) and one.generates}
+        return [
+            one
+            for one in made
+            if not isinstance(one, PromptProbe) or one.generates or one.items.fingerprint not in answered
+        ]
+
+    def probes(self, task: str, limit: int | None) -> Sequence[Probe]:
+        """What a task puts to each model."""
+        name, _, of = task.partition(":")
+        odds = name == LOG_ODDS
+        items = read_items((of or "advbench") if odds else task).sample(limit)
+        if items.kind == "prompts":
+            judge = built_in_judge()
+            return [
+                prompt_probe(
+                    items, tokenizer=self.tokenizer, tokens=self.tokens, generates=not odds, shared=self.shared,
+                    judge=judge,
+                )
+            ]  # fmt: skip
+        if odds:
+            raise DataError(f"got questions with choices, expected prompts, at {task}")
+        wanted = [protocol for protocol in PROTOCOLS if protocol in self.protocols]
+        return choice_probes(items, wanted, tokenizer=self.tokenizer, shared=self.shared)
 
 
 class _Progress:
@@ -151,13 +193,18 @@ class _Reference:
         found = answercache.kept({**self._identity, "probe": "shares"}, lambda: answering.shares(self.model()))
         return bool(found)
 
-    def answers(self, asked: Probe, progress: _Progress) -> Answers:
-        """The base's answers to a probe: found as kept, or given now and kept."""
-        told = progress.of(f"{self.spec} on {asked.name}", asked.work)
-        identity = {**self._identity, **asked.identity()}
-        found: Answers = answercache.kept(identity, lambda: asked.ask(self.model(), told))
-        told(1.0)  # what was found as kept is done as well
-        return found
+    def asker(self, name: str, progress: _Progress) -> AskBase:
+        """How a probe of this name asks the base: what it answered is found as kept, or given now and kept."""
+
+        def ask(
+            identity: Mapping[str, str], work: float, ask: Callable[[Base | Tuned, Callable[[float], None]], Answers]
+        ) -> Answers:
+            told = progress.of(f"{self.spec} on {name}", work)
+            found: Answers = answercache.kept({**self._identity, **identity}, lambda: ask(self.model(), told))
+            told(1.0)  # what was found as kept is done as well
+            return found
+
+        return ask
 
     def release(self) -> None:
         """Let the loaded model go."""
@@ -165,7 +212,7 @@ class _Reference:
 
 
 def _probe_one(
-    candidate: Candidate, reference: _Reference, probes: Sequence[Probe], base: Sequence[Answers],
+    candidate: Candidate, reference: _Reference, probes: Sequence[Probe], prepared: Sequence[Prepared],
     findings: Sequence[Finding], progress: _Progress, shared: bool,
 ) -> ProbedModel:  # fmt: skip
     """One tuned model on every probe."""
@@ -175,9 +222,10 @@ def _probe_one(
             f"{candidate.name}: got a model whose tokens cannot be told what not to see, unlike its base's"
         )
     results: list[TaskResult] = []
-    for one, before in zip(probes, base, strict=True):
+    for one, ready in zip(probes, prepared, strict=True):
         told = progress.of(f"{candidate.name} on {one.name}", one.work)
-        results += one.results(before, one.ask(model, told))
+        results += ready.results(model, told)
+        told(1.0)
     return ProbedModel(
         name=candidate.name, step=candidate.step, merged=merged, findings=(*findings, *more), results=tuple(results),
         failure=None,

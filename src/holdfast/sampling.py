@@ -42,7 +42,7 @@ def sample_corpus(base: Base, *, tokenizer: Tokenizer, documents: int, tokens: i
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if start is None:
         raise ModelError("got a tokenizer with neither a bos nor an eos token, expected one to begin a sample with")
-    ends = _end_tokens(base, tokenizer)
+    ends = end_tokens(base, tokenizer)
     texts: list[str] = []
     drawn = 0
     with measuring(base), quiet():
@@ -70,7 +70,7 @@ def write_corpus(corpus: Corpus, path: Path) -> None:
     write_text(path, "".join(json.dumps(document.content) + "\n" for document in corpus.documents))
 
 
-def _end_tokens(base: Base, tokenizer: Tokenizer) -> list[int]:
+def end_tokens(base: Base, tokenizer: Tokenizer) -> list[int]:
     """All that end a document: the tokenizer's eos, and those the model's own generation settings name."""
     named = base.generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
