@@ -32,6 +32,7 @@ SHARED = {
 }
 MODEL_HALF = {
     "builtin": {"errors"},
+    "kernels": set(),
     "metrics": set(),
     "sources": {"builtin", "errors", "mistakes"},
     "models": {"builtin", "errors", "metrics", "sources"},
@@ -43,7 +44,7 @@ MODEL_HALF = {
     "corpora": {"builtin", "chats", "errors", "kinds", "mistakes", "models", "rows", "sources", "wikitext"},
     "sampling": {"corpora", "errors", "meter", "models", "store"},
     "basecache": {"builtin", "errors", "metrics"},
-    "meter": {"basecache", "corpora", "errors", "evidence", "metrics", "models", "store"},
+    "meter": {"basecache", "corpora", "errors", "evidence", "kernels", "metrics", "models", "store"},
     "training": {"config", "corpora", "errors", "evidence", "meter", "models", "store"},
     "sweeps": {"adapters", "config", "errors", "models", "store", "training"},
     "checks": {"errors", "forgetting", "models", "sources"},

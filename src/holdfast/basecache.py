@@ -41,7 +41,7 @@ Kind = Literal["vectors", "states"]
 """`vectors`: a `BaseCache` a batch, for tuned models with the base's own head. `states`: `BaseStates`."""
 
 Batch = BaseCache | BaseStates
-FORMAT = 2
+FORMAT = 3
 
 _COLUMNS = {
     "mean_head": torch.float32, "entropy": torch.float64, "nll": torch.float64, "top": torch.int64,

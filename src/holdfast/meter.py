@@ -20,6 +20,7 @@ from holdfast.basecache import Batch, Kind
 from holdfast.corpora import Block, Corpus, Part, measured_blocks, tokenise
 from holdfast.errors import DataError, ModelError
 from holdfast.evidence import CorpusReport, Passage, ScoredTokens
+from holdfast.kernels import fast_kernels
 from holdfast.metrics import BaseCache, BaseStates, TokenQuantities, base_cache, paired_quantities, token_quantities
 from holdfast.models import Base, Tokenizer, Tuned, causal, head_of, hidden_states, output_head
 from holdfast.store import QUANTITIES, Role
@@ -76,14 +77,12 @@ def observe(base: Base, blocks: Sequence[Block], *, kind: Kind, corpus: str) -> 
     head = head_of(base)
     with measuring(base):
         for block in blocks:
-            hidden = _scored_states(base, block)
-            if kind == "states":
-                _check_finite(hidden, corpus, "the base")
-                yield BaseStates(hidden=hidden, head=head)
-                continue
-            cache = base_cache(hidden=hidden, head=head.weight, targets=_targets(block, head.weight.device))
-            _check_finite(cache.entropy, corpus, "the base")
-            yield cache
+            with fast_kernels():
+                hidden = _scored_states(base, block)
+                if kind == "vectors":
+                    cache = base_cache(hidden=hidden, head=head.weight, targets=_targets(block, head.weight.device))
+            _check_finite(cache.entropy if kind == "vectors" else hidden, corpus, "the base")
+            yield cache if kind == "vectors" else BaseStates(hidden=hidden, head=head)
 
 
 def observe_base(base: Base, corpus: Corpus, *, role: Role, tokenizer: Tokenizer, context: int) -> ObservedBase:
@@ -151,11 +150,12 @@ def _quantities(tuned: Base | Tuned, observed: ObservedBase) -> Iterator[tuple[B
     head = head_of(tuned)
     with measuring(tuned):
         for block, base in zip(observed.blocks, observed.batches, strict=True):
-            hidden, targets = _scored_states(tuned, block), _targets(block, head.weight.device)
-            if isinstance(base, BaseCache):
-                tokens = token_quantities(hidden=hidden, head=head.weight, base=base, targets=targets)
-            else:
-                tokens = paired_quantities(hidden=hidden, head=head, base=base, targets=targets)
+            with fast_kernels():
+                hidden, targets = _scored_states(tuned, block), _targets(block, head.weight.device)
+                if isinstance(base, BaseCache):
+                    tokens = token_quantities(hidden=hidden, head=head.weight, base=base, targets=targets)
+                else:
+                    tokens = paired_quantities(hidden=hidden, head=head, base=base, targets=targets)
             _check_finite(tokens.cross_entropy, observed.corpus, "the tuned model")
             yield block, tokens
 

@@ -1,0 +1,92 @@
+"""The two costliest operations of a forward pass on a CPU, faster than torch does them by default; nothing is changed.
+
+Every model, adapter and library calls torch's `linear` and `scaled_dot_product_attention`; inside `fast_kernels` these
+two are answered here. Measured on one AMD CPU (LOG.md). On a GPU and with gradients all is torch's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+# Query rows multiplied at once, all heads that share keys counted: their scores stay in a core's cache.
+_ROWS = 96
+# From here on torch's own attention, which also cuts the keys, is as fast.
+_LONGEST = 1024
+# Below so many numbers a row, copying into oneDNN's layout and back costs more than its faster product saves.
+_NARROWEST = 128
+
+
+class fast_kernels(TorchFunctionMode):  # noqa: N801  (a context, named like torch.no_grad)
+    """Inside: float32 matrix products by oneDNN, causal attention by `causal_attention`, both without gradients.
+
+    The same sums in another order: errors against float64 are those of torch's own. Base and tuned model must both be
+    run inside, or both outside. A class because torch's documented way to answer a function's calls is one.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        """What torch calls for every function; all but two go through."""
+        ours: dict[Callable[..., Any], Callable[..., Any]] = {
+            linear: _linear,
+            scaled_dot_product_attention: _attention,
+        }
+        return ours.get(func, func)(*args, **(kwargs or {}))
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    plain = input.dtype == weight.dtype == torch.float32 and input.device.type == weight.device.type == "cpu"
+    wide = weight.ndim == 2 and weight.shape[1] >= _NARROWEST and torch.backends.mkldnn.is_available()
+    if plain and wide and input.numel() and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")):
+        product: Tensor = linear(input.to_mkldnn(), weight, bias).to_dense()
+        return product
+    return linear(input, weight, bias)
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    causal = is_causal and attn_mask is None and dropout_p == 0 and not torch.is_grad_enabled()
+    plain = query.ndim == 4 and query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
+    same = query.dtype == key.dtype == value.dtype and query.shape[2] == key.shape[2] <= _LONGEST
+    grouped = enable_gqa or query.shape[1] == key.shape[1]
+    if causal and plain and same and grouped:
+        return causal_attention(query, key, value, scale=query.shape[-1] ** -0.5 if scale is None else scale)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
+        enable_gqa=enable_gqa,
+    )  # fmt: skip
+
+
+def causal_attention(
+    query: Float[Tensor, "b h t d"], key: Float[Tensor, "b g t d"], value: Float[Tensor, "b g t e"], *, scale: float
+) -> Float[Tensor, "b h t e"]:
+    """softmax(scale · query · key', earlier positions only) · value; h / g heads share each key and value.
+
+    A block of queries against the keys up to its end, so what lies above the diagonal is hardly computed, and all
+    heads that share keys in one product. Everything in float32, the result rounded to the inputs' precision.
+    """
+    (batch, heads, length, width), groups = query.shape, key.shape[1]
+    keys = key.reshape(batch * groups, length, width).float().transpose(1, 2)
+    values = value.reshape(batch * groups, length, -1).float()
+    out = query.new_empty(batch, length, heads, values.shape[-1]).transpose(1, 2)
+    asked, answered = (states.unflatten(1, (groups, heads // groups)) for states in (query, out))
+    rows = max(16, _ROWS * groups // heads)
+    future = torch.full((rows, rows), -torch.inf).triu(1)
+    for start in range(0, length, rows):
+        end = min(start + rows, length)
+        block = asked[..., start:end, :].reshape(batch * groups, -1, width).float()
+        scores = torch.bmm(block, keys[..., :end]).mul_(scale)
+        scores.unflatten(1, (-1, end - start))[..., start:].add_(future[: end - start, : end - start])
+        found = torch.bmm(scores.softmax(-1), values[:, :end])
+        answered[..., start:end, :] = found.view(batch, groups, heads // groups, end - start, -1)
+    return out
