@@ -13,7 +13,7 @@ from holdfast.config import Adapter, Optimizer, RunConfig, Target
 from holdfast.display import visible
 from holdfast.errors import DataError, ResourceError, StoreError
 from holdfast.publishing import publish, publish_measurement
-from holdfast.store import Row, recording
+from holdfast.store import Measurement, owning
 from pages import PAYLOADS
 
 
@@ -24,7 +24,9 @@ def made(root: Path, *, r: int, end: str = "done", points: int = 6) -> None:
         optimizer=Optimizer(learning_rate=1e-3), batch_size=1, context=16,
     )  # fmt: skip
     origin = {"trainable_params": 100 * r, "versions": {"torch": "2.13.0"}, "device": f"machine {r % 2}"}
-    with recording(config, root=root, provenance=origin) as recorder:
+    with owning(config, root=root) as recorder:
+        assert recorder is not None
+        recorder.begin(origin)
         for step in (0, *range(60 // points, 61, 60 // points)):
             loss = 2.0 - 0.3 * (step / 60) ** 0.5 * r**0.05
             for role, corpus, values in (
@@ -34,9 +36,10 @@ def made(root: Path, *, r: int, end: str = "done", points: int = 6) -> None:
             ):  # fmt: skip
                 values |= {"cross_entropy": 1.0, "base_entropy": 1.0, "excess_nll": 0.0, "agreement": 0.9}
                 recorder.append(
-                    Row(step=step, tokens=16 * step, corpus=corpus, role=role, quantity=name, value=value, stderr=0.01,
-                        documents=9, scored_tokens=99)
-                    for name, value in values.items()
+                    Measurement(
+                        step=step, tokens=16 * step, corpus=corpus, role=role, documents=9, scored_tokens=99,
+                        values={name: (value, 0.01) for name, value in values.items()},
+                    )
                 )  # fmt: skip
         recorder.finish({}) if end == "done" else recorder.fail("diverged", "step 3: got loss nan")
 
@@ -73,7 +76,7 @@ def test_a_folder_without_runs_or_that_cannot_be_written_is_refused(tmp_path: Pa
         publish(tmp_path, tmp_path, commands=[])
     made(tmp_path / "runs", r=1)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="the report cannot be written"):
+    with pytest.raises(ResourceError, match="cannot be written"):
         publish(tmp_path / "runs", tmp_path / "file", commands=[])
 
 
@@ -181,5 +184,5 @@ def test_a_measurement_that_cannot_be_written_is_refused(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     for part in ("html", "parquet", "model_card"):
         asked = dict.fromkeys(("html", "parquet", "model_card")) | {part: tmp_path / "file" / "x"}
-        with pytest.raises(ResourceError, match="what was measured cannot be written"):
+        with pytest.raises(ResourceError, match="cannot be written"):
             published(measured.report(measured.checkpoint(measured.corpus(documents=2))), tmp_path, **asked)

@@ -74,8 +74,8 @@ def test_a_run_folder_is_complete(study: Path, tmp_path: Path) -> None:
             base=run.config.model, tuned=str(run.folder), texts=run.config.retain, context=48, documents=4,
             dtype="float32",
         )["kelp"]  # fmt: skip
-        last = [row for row in run.rows if row.step == 6 and row.quantity == "kl_base_tuned" and row.role == "retain"]
-        assert report.kl_base_tuned.value == pytest.approx(last[0].value, abs=1e-7)
+        (last,) = [one for one in run.measurements if one.step == 6 and one.role == "retain"]
+        assert report.kl_base_tuned.value == pytest.approx(last.values["kl_base_tuned"][0], abs=1e-7)
 
 
 def test_an_unfinished_run_starts_over_and_ends_the_same(study: Path, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_failed_run_is_listed_and_can_be_tried_again(
 def test_other_texts_in_the_same_folder_are_refused(study: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
     heard(study, tmp_path / "runs")
     texts[1].write_text("".join(json.dumps({"text": f"Another text, the {i}th of them."}) + "\n" for i in range(6)))
-    with pytest.raises(DataError, match=r"got other texts \(retain:kelp\) than run .* was made with"):
+    with pytest.raises(DataError, match=r"got other texts \(retain:kelp\) than run .* was begun with"):
         heard(study, tmp_path / "runs")
 
 

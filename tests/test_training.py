@@ -14,8 +14,8 @@ from holdfast import adapters, models, training
 from holdfast.config import Adapter, Measure, Optimizer, RunConfig, Target
 from holdfast.corpora import packed_batches
 from holdfast.errors import ModelError
-from holdfast.store import Row
-from holdfast.training import Diverged, Event, Workbench
+from holdfast.store import Measurement
+from holdfast.training import Diverged, Event, Ledger, Workbench
 
 
 @pytest.fixture
@@ -35,11 +35,13 @@ def bench_of(config: RunConfig) -> Workbench:
     return training.prepare(config, training.read_texts(config), device="cpu")
 
 
-def trained(config: RunConfig, rows: list[Row] | None = None) -> tuple[dict[str, torch.Tensor], list[Event]]:
+def trained(config: RunConfig, rows: list[Measurement] | None = None) -> tuple[dict[str, torch.Tensor], list[Event]]:
     bench = bench_of(config)
     tuned = adapters.attach_adapter(bench.base, config.adapter, seed=config.seed)
     events: list[Event] = []
-    training.train(tuned, config, bench, record=None if rows is None else rows.extend, tell=events.append)
+    training.train(
+        tuned, config, bench, ledger=None if rows is None else Ledger(record=rows.append), tell=events.append
+    )
     return {name: p.detach().clone() for name, p in tuned.named_parameters() if p.requires_grad}, events
 
 
@@ -85,12 +87,12 @@ def test_a_batchs_loss_is_the_models_own_on_the_scored_tokens(config: RunConfig)
 
 def test_a_measured_run_trains_bit_for_bit_like_an_unmeasured_one(config: RunConfig) -> None:
     """With dropout on, so that a single random number drawn by measuring would show."""
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     measured, events = trained(config, rows)
     unmeasured, quiet = trained(config)
     assert same(measured, unmeasured)
     assert [e.loss for e in quiet] == [e.loss for e in events if e.report is None]
-    assert [row.step for row in rows if row.quantity == "nll" and row.role == "retain"] == [0, 2, 3, 6]
+    assert [row.step for row in rows if row.role == "retain"] == [0, 2, 3, 6]
 
 
 def test_the_same_config_gives_the_same_bits_and_another_seed_does_not(config: RunConfig) -> None:
@@ -103,9 +105,9 @@ def test_the_same_config_gives_the_same_bits_and_another_seed_does_not(config: R
 
 
 def test_step_0_is_the_control_and_later_steps_are_not(config: RunConfig) -> None:
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     trained(config, rows)
-    at = {(row.step, row.role, row.quantity): row.value for row in rows}
+    at = {(row.step, row.role, name): value for row in rows for name, (value, _) in row.values.items()}
     for role in ("target", "retain"):
         assert at[0, role, "kl_base_tuned"] == 0
         assert at[0, role, "agreement"] == 1
@@ -119,9 +121,9 @@ def test_a_run_whose_control_fails_ends_before_it_trains(config: RunConfig) -> N
     with torch.no_grad():
         next(bench.base.parameters()).mul_(1.01)
     tuned = adapters.attach_adapter(bench.base, config.adapter, seed=0)
-    rows: list[Row] = []
+    rows: list[Measurement] = []
     with pytest.raises(ModelError, match=r"step 0: got forgetting .* before any training, expected exactly 0 and 1"):
-        training.train(tuned, config, bench, record=rows.extend)
+        training.train(tuned, config, bench, ledger=Ledger(record=rows.append))
     assert rows == []
 
 
@@ -147,7 +149,7 @@ def test_both_optimisers_learn_and_leave_the_base_alone(name: str, config: RunCo
     tuned = adapters.attach_adapter(bench.base, Adapter(r=4), seed=0)
     rule = Optimizer.model_validate({"name": name, "learning_rate": 1e-2})
     events: list[Event] = []
-    training.train(tuned, changed(config, steps=30, optimizer=rule), bench, record=None, tell=events.append)
+    training.train(tuned, changed(config, steps=30, optimizer=rule), bench, ledger=None, tell=events.append)
     losses = [event.loss for event in events]
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
     assert models.weights_fingerprint(adapters.detach_adapter(tuned)) == before
@@ -168,13 +170,13 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_moves_nothing(config: RunC
     tuned = adapters.attach_adapter(bench.base, Adapter(r=4), seed=0)
     optimizer = training.make_optimizer(config.optimizer, tuned)
     blocks = list(islice(packed_batches(bench.training, context=48, rows=2, seed=1), 2))
-    training.update(tuned, optimizer, blocks[:1], config, 0)
+    training.update(tuned, optimizer, blocks[:1], config, 0, rows=2)
     parameters = [p for p in tuned.parameters() if p.requires_grad]
     with torch.no_grad():
         parameters[0].fill_(math.inf)
     before = [p.detach().clone() for p in parameters]
     with pytest.raises(Diverged, match=r"step 2: got loss (nan|inf)"):
-        training.update(tuned, optimizer, blocks[1:], config, 1)
+        training.update(tuned, optimizer, blocks[1:], config, 1, rows=2)
     assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
 
 

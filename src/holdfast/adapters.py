@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import warnings
 from pathlib import Path
@@ -11,6 +12,7 @@ import peft
 import torch
 from safetensors import SafetensorError
 
+from holdfast import files
 from holdfast.config import Adapter
 from holdfast.errors import ModelError, first_line
 from holdfast.models import Base, Tuned, causal, check_finite, check_head, prompted, quiet
@@ -100,12 +102,13 @@ def merged(tuned: Tuned) -> Base | None:
     return plain
 
 
-def save_adapter(tuned: Tuned, folder: Path) -> None:
-    """Write an adapter as an ordinary PEFT folder; it is complete once this returns, and only then."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as making:
+def save_adapter(tuned: Tuned, folder: Path) -> dict[str, str]:
+    """Write an adapter as an ordinary PEFT folder, on disk whole or not at all; gives the SHA-256 of each file."""
+    with tempfile.TemporaryDirectory(prefix="holdfast-") as making:
         tuned.save_pretrained(making, save_embedding_layers=False)
-        Path(making).rename(folder)
-        Path(making).mkdir()  # for the context manager to remove
+        contents = [(path.name, path.read_bytes()) for path in sorted(Path(making).iterdir())]
+    files.write_folder(folder, contents)
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents}
 
 
 def detach_adapter(tuned: Tuned) -> Base:

@@ -14,9 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast import builtin
-from holdfast.errors import ResourceError
-from holdfast.store import write_text
+from holdfast import builtin, files
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +35,9 @@ def kept(identity: Mapping[str, str], make: Callable[[], Any]) -> Any:
     if found is not None:
         return found["answers"]
     body = {"identity": dict(identity), "answers": make()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({**body, "sha256": _digest(body)}))
-    except OSError as error:
-        raise ResourceError(f"what the base answers cannot be kept: {error}, at {path.parent}") from error
+    with files.refusing(path.parent):
+        files.make_folder(path.parent)
+        files.write(path, json.dumps({**body, "sha256": _digest(body)}).encode())
     return json.loads(json.dumps(body["answers"]))  # as it will be found, lists for tuples
 
 

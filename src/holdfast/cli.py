@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from holdfast.errors import ConfigError, HoldfastError, as_refusal
+from holdfast.interrupts import stopping
 
 app = typer.Typer(
     help="Measure, predict and control what a language model forgets when it is fine-tuned.",
@@ -43,11 +44,11 @@ def demo(
 
     Example: `holdfast demo --max-forgetting 0.05`
     """
-    from holdfast import terminal
+    from holdfast import sweep_screens, terminal
     from holdfast.publishing import publish
 
     study = Path(__file__).parent / "data" / "demo" / "study.yaml"
-    table = terminal.sweep_with_progress(study, out=output_dir / "runs", device=device)
+    table = sweep_screens.sweep_with_progress(study, output_dir=output_dir / "runs", device=device)
     published = publish(output_dir / "runs", output_dir, commands=[_typed()], max_forgetting=max_forgetting)
     terminal.show_published(published)
     if not (table["state"] == "done").all():
@@ -61,21 +62,46 @@ def sweep(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")] = None,
     device: Device = "auto",
     retry_failed: Retry = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Try a few steps, say what it will take, stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make the runs of a study: fine-tune each and measure its forgetting along the way. Finished runs are kept.
 
+    Ctrl-C or a kill loses nothing: the same command goes on, bit for bit. Several processes may work on one folder.
+
     Example: `holdfast sweep study.yaml --output-dir runs --set steps=128 --set grid.adapter.r=[8,32]`
     """
-    from holdfast import terminal
+    from holdfast import sweep_screens
     from holdfast.config import read_study
 
     read = read_study(study, overrides=overrides or [])
-    table = terminal.sweep_with_progress(read, out=output_dir, device=device, retry_failed=retry_failed)
+    if dry_run:
+        cost = sweep_screens.estimated(read, output_dir=output_dir, device=device, retry_failed=retry_failed)
+        if as_json:
+            _print_json(cost.to_dict())
+        return
+    table = sweep_screens.sweep_with_progress(
+        read, output_dir=output_dir, device=device, retry_failed=retry_failed
+    )  # fmt: skip
     if as_json:
         _print_json(json.loads(table.to_json(orient="records", double_precision=15)))
     if not (table["state"] == "done").all():
         raise typer.Exit(4)
+
+
+@app.command()
+def status(runs: Runs, as_json: Json = False) -> None:
+    """How every run stands: done, running, stopped, waiting, or why it failed; how far it is, and what is left.
+
+    Example: `holdfast status runs`
+    """
+    from holdfast import progress, sweep_screens
+
+    found = progress.status(runs)
+    if as_json:
+        _print_json({"runs": [run.to_dict() for run in found], "seconds_left": progress.seconds_left(found)})
+    else:
+        sweep_screens.show_status(found)
 
 
 @app.command()
@@ -327,9 +353,9 @@ def schema(output: Annotated[Path | None, typer.Argument(help="File to write; de
     Example: `holdfast schema study.schema.json`, then `# yaml-language-server: $schema=study.schema.json` in the study.
     """
     from holdfast.config import study_schema
-    from holdfast.store import write_json
 
-    write_json(output, study_schema()) if output else _print_json(study_schema())
+    text = json.dumps(study_schema(), indent=2) + "\n"
+    output.write_text(text, encoding="utf-8") if output else print(text, end="")
 
 
 def _typed() -> str:
@@ -346,7 +372,8 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("holdfast").setLevel(logging.INFO)
     try:
-        app()
+        with stopping():
+            app()
     except HoldfastError as error:
         _stop(error)
     except (OSError, MemoryError) as error:

@@ -49,6 +49,14 @@ class ResourceError(HoldfastError, OSError):
     exit_code = 5
 
 
+class Interrupted(HoldfastError):  # noqa: N818  (not a mistake)
+    """Work was stopped on purpose and can be gone on with; `exit_code` says by whom (75: a scheduler, 130: Ctrl-C)."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 # What no program can help: no space, no memory, no permission, a broken disk, too many files, too long a name.
 _MACHINES = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM,

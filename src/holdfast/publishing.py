@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any, cast
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from holdfast import figures
+from holdfast import figures, files
 from holdfast.behaviour import ProbeReport
 from holdfast.display import visible
-from holdfast.errors import DataError, FitError, ResourceError
+from holdfast.errors import DataError, FitError
 from holdfast.evidence import CorpusReport
 from holdfast.forgetting import ForgettingReport
 from holdfast.forgetting_page import forgetting_page
@@ -24,7 +23,7 @@ from holdfast.forms import compare_forms
 from holdfast.laws import Laws, fit, points
 from holdfast.planning import Plan, plan
 from holdfast.reporting import charts, report
-from holdfast.store import Run, read_runs, tabulate, write_text
+from holdfast.store import Run, read_runs, tabulate
 from holdfast.validation import Validation, validate
 
 
@@ -79,24 +78,22 @@ def publish(
         provenance=_common([run.provenance for run in made if run.state == "done"]),
         why_no_laws=why_not,
     )
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_text(output_dir / "report.html", page)
+    with files.refusing(output_dir):
+        files.make_folder(output_dir)
+        files.write(output_dir / "report.html", page.encode())
         drawn = _draw(table, laws, planned, validation, output_dir / "figures") if laws else ()
-    except OSError as error:
-        raise ResourceError(f"the report cannot be written: {error.strerror or error}, at {output_dir}") from error
     return Published(page=output_dir / "report.html", figures=drawn, laws=laws, why_no_laws=why_not, plan=planned)
 
 
 def _draw(
     table: pd.DataFrame, laws: Laws, planned: Plan | None, validation: Validation | None, folder: Path
 ) -> tuple[Path, ...]:
-    folder.mkdir(exist_ok=True)
+    files.make_folder(folder)
     shown = points(table, corpus=laws.corpus, skip_fraction=laws.skip_fraction)
     for name, chart in charts(shown, laws, planned, validation).items():
-        (folder / f"{name}.png").write_bytes(figures.png(chart))
-        (folder / f"{name}.svg").write_text(figures.svg(chart), encoding="utf-8")
-    return tuple(sorted(folder.iterdir()))
+        files.write(folder / f"{name}.png", figures.png(chart))
+        files.write(folder / f"{name}.svg", figures.svg(chart).encode())
+    return tuple(sorted(folder.glob("[!.]*")))
 
 
 LIBRARIES = ("holdfast", "torch", "transformers", "peft", "safetensors", "numpy")
@@ -136,17 +133,14 @@ def publish_measurement(
             commands=commands,
             provenance=_measured_provenance(report),
         )
-        with _room_for(html):
-            write_text(html, page)
+        _publish(html, page.encode())
     for path in (parquet, model_card):
         if path is not None and not any(checkpoint.texts for checkpoint in report.checkpoints):
             raise DataError(f"got no checkpoint that could be measured, expected one, for {path}")
     if parquet is not None:
-        with _room_for(parquet):
-            _write_parquet(parquet, report.to_frame())
+        _publish(parquet, _parquet(report.to_frame()))
     if model_card is not None:
-        with _room_for(model_card):
-            write_text(model_card, _card(report, model_card))
+        _publish(model_card, _card(report, model_card).encode())
 
 
 def publish_probe(report: ProbeReport, *, parquet: Path | None) -> None:
@@ -159,28 +153,20 @@ def publish_probe(report: ProbeReport, *, parquet: Path | None) -> None:
     if parquet is not None:
         if not any(model.results for model in report.models):
             raise DataError(f"got no model that could be probed, expected one, for {parquet}")
-        with _room_for(parquet):
-            _write_parquet(parquet, report.to_frame())
+        _publish(parquet, _parquet(report.to_frame()))
 
 
-@contextmanager
-def _room_for(path: Path) -> Iterator[None]:
-    """The folder of a file made; what keeps the file from being written there is a refusal of ours."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise ResourceError(f"what was measured cannot be written: {error.strerror or error}, at {path}") from error
+def _publish(path: Path, content: bytes) -> None:
+    """A file in a folder that is made for it."""
+    with files.refusing(path):
+        files.make_folder(path.parent)
+        files.write(path, content)
 
 
-def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    """Elsewhere, flush, rename, as `write_text` does."""
-    made = path.with_name(f".{path.name}.making")
-    with made.open("wb") as file:
-        frame.to_parquet(file, index=False)
-        file.flush()
-        os.fsync(file.fileno())
-    made.replace(path)
+def _parquet(frame: pd.DataFrame) -> bytes:
+    table = io.BytesIO()
+    frame.to_parquet(table, index=False)
+    return table.getvalue()
 
 
 def _card(report: ForgettingReport, path: Path) -> str:

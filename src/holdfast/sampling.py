@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from holdfast import files
 from holdfast.corpora import Corpus, Document
 from holdfast.errors import ModelError
 from holdfast.meter import measuring
 from holdfast.models import Base, Tokenizer, quiet
-from holdfast.store import write_text
 
 NAME = "self"
 
@@ -67,7 +67,7 @@ def sample_corpus(base: Base, *, tokenizer: Tokenizer, documents: int, tokens: i
 
 def write_corpus(corpus: Corpus, path: Path) -> None:
     """Write a corpus as JSONL, a document a line; it appears whole or not at all."""
-    write_text(path, "".join(json.dumps(document.content) + "\n" for document in corpus.documents))
+    files.write(path, "".join(json.dumps(document.content) + "\n" for document in corpus.documents).encode())
 
 
 def end_tokens(base: Base, tokenizer: Tokenizer) -> list[int]:

@@ -1,22 +1,23 @@
-"""Run folders on disk: append rows, finish, list, read back as one table.
+"""Run folders on disk: append measurements, finish, own, list, read back as one table.
 
     runs/<name>/config.json       what the run is; canonical, its hash is the name
-                provenance.json   where the numbers came from: versions, hardware, fingerprints
-                records.jsonl     one measured number a line, checksummed, on disk before it is acknowledged
+                provenance.json   where the numbers came from: versions, hardware, fingerprints; resumptions
+                records.jsonl     one measurement a line, checksummed, on disk before it is acknowledged
+                checkpoint/       while in progress: where to go on from, see `checkpoints`
                 adapter/          the result, an ordinary PEFT folder
                 done.json         written last  |  failed.json  why, when it failed or diverged
+    runs/.<name>.lock             held by the one process that writes the run; the system lets go of it when that dies
 
-A file that others trust appears by rename, whole or not at all. No torch here: results can be read on a laptop.
+Every change goes through `files`. No torch here: results can be read on a laptop.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
-import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ import filelock
 import pandas as pd
 import pydantic
 
+from holdfast import files
 from holdfast.config import RunConfig
 from holdfast.errors import ResourceError, StoreError
 
@@ -39,23 +41,33 @@ QUANTITIES = (
 """Every measured quantity, nats per scored token (`agreement`: share of them). Formulas in docs/theory.md."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One measured number: `quantity` of one run, after `step` update steps, on one corpus.
+log = logging.getLogger(__name__)
 
-    `value` in nats per scored token (`agreement`: share of them), `stderr` clustered over `documents`; `tokens` were
-    trained on so far, `scored_tokens` measured. With one document there is no standard error: nan, null on disk.
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a line that is not a measurement may raise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One run, after `step` update steps, measured on one corpus.
+
+    `values` has a value and its standard error for each quantity, nats per scored token (`agreement`: share of them),
+    errors clustered over `documents` (nan, null on disk, where there is but one); `tokens` were trained on so far,
+    `scored_tokens` measured.
     """
 
     step: int
     tokens: int
     corpus: str
     role: Role
-    quantity: str
-    value: float
-    stderr: float
     documents: int
     scored_tokens: int
+    values: Mapping[str, tuple[float, float]]
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """(step, corpus): a run has one measurement of each, and no other."""
+        return self.step, self.corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +80,7 @@ class Run:
     state: State
     reason: str | None
     summary: Mapping[str, Any]
-    rows: tuple[Row, ...]
+    measurements: tuple[Measurement, ...]
 
     @property
     def name(self) -> str:
@@ -77,61 +89,187 @@ class Run:
 
 
 class Recorder:
-    """Writes one run folder, up to `finish` or `fail`; made by `recording`, the only way rows get on disk.
+    """Writes one run folder, up to `finish` or `fail`; made by `owning`, the only way into a run folder.
 
-    A class because it holds the open file.
+    A class because it knows what is recorded already, so that no place is ever recorded twice.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._records = (folder / "records.jsonl").open("ab")
+        self.checkpoints = folder / "checkpoint"
+        self.recorded: set[tuple[int, str]] = set()
 
-    def append(self, rows: Iterable[Row]) -> None:
-        """Add the rows of one measurement; when this returns they are on disk."""
-        for row in rows:
-            fields = asdict(row) | {"stderr": None if math.isnan(row.stderr) else row.stderr}
-            payload = json.dumps(fields, sort_keys=True, allow_nan=False)
-            self._records.write(f'{{"crc32":"{zlib.crc32(payload.encode()):08x}","row":{payload}}}\n'.encode())
-        self._records.flush()
-        os.fsync(self._records.fileno())
+    def begin(self, provenance: Mapping[str, Any]) -> None:
+        """Begin or go on: take up what is on record, and write down where the numbers will come from.
+
+        A torn last line, which is what a crash leaves, is cut off; damage is set aside and named. What an earlier
+        beginning wrote of its provenance is kept, and what is different this time is put beside it.
+        """
+        self.recorded = _mend(self.folder)
+        path = self.folder / "provenance.json"
+        try:
+            before = files.read_json(path) if path.is_file() else None
+        except StoreError:
+            _set_aside(path, path.read_bytes())
+            before = None
+        if before is None:
+            files.write_json(path, provenance)
+            return
+        if before.get("fingerprints") != provenance.get("fingerprints"):
+            raise StoreError(
+                "got other weights or texts than this run was begun with, expected the same in one folder; sweep into "
+                f"another with --output-dir, at {self.folder}"
+            )
+        changed = {name: fact for name, fact in provenance.items() if before.get(name) != fact}
+        files.write_json(path, before | {"resumed": [*before.get("resumed", []), changed]})
+
+    def note(self, progress: Mapping[str, Any]) -> None:
+        """Leave word of how far the run is, for whoever looks; nothing depends on it."""
+        files.note(self.folder / "progress.json", files.json_bytes(progress))
+
+    def append(self, measurement: Measurement) -> None:
+        """Add one measurement; when this returns it is on disk.
+
+        Raises:
+            ValueError: the place is recorded already, or a value is not a number.
+        """
+        if measurement.place in self.recorded:
+            raise ValueError(f"got a second measurement of {measurement.corpus} at step {measurement.step}")
+        if not all(math.isfinite(value) for value, _ in measurement.values.values()):
+            raise ValueError(f"got {dict(measurement.values)}, expected numbers that JSON can hold")
+        files.append(self.folder / "records.jsonl", _line(measurement))
+        self.recorded.add(measurement.place)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Mark the run done. Nothing is written after this."""
-        write_json(self.folder / "done.json", summary)
+        """Mark the run done; its checkpoints go. Nothing is written after this."""
+        files.write_json(self.folder / "done.json", {**summary, "measurements": len(self.recorded)})
+        self.tidy()
 
     def fail(self, state: Literal["failed", "diverged"], reason: str) -> None:
         """Mark the run ended without a result, and why. Its rows stay for the record; no fit uses them."""
-        write_json(self.folder / "failed.json", {"state": state, "reason": reason})
+        files.write_json(self.folder / "failed.json", {"state": state, "reason": reason})
+
+    def retry(self) -> None:
+        """Let a run that ended without a result, or is damaged, go on from what is sound of it."""
+        for name in ("done.json", "failed.json"):
+            files.remove(self.folder / name)
+        files.flush_folder(self.folder)
+
+    def tidy(self) -> None:
+        """Remove what only a run in progress needs."""
+        files.remove(self.checkpoints)
+        files.remove(self.folder / "progress.json")
 
 
 @contextmanager
-def recording(config: RunConfig, *, root: Path, provenance: Mapping[str, Any]) -> Iterator[Recorder]:
-    """Own a run's folder and start it from nothing; whatever an unfinished attempt left in it is removed first.
+def owning(config: RunConfig, *, root: Path, wait: Callable[[], None] | None = None) -> Iterator[Recorder | None]:
+    """Own a run's folder, made where it is missing; None while another process owns it.
+
+    With `wait`, called about every second, it waits for the owner to end or die instead. An owner that is merely slow
+    or paused keeps the run for as long as it lives: only its death lets go of the lock, and no clock is read.
 
     Raises:
-        StoreError: another process owns the run.
-        ResourceError: the folder cannot be written.
+        ResourceError: the folder cannot be written, or its file system cannot lock.
     """
     folder = root / config.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with files.refusing(folder):
+        files.make_folder(folder)
         lock = filelock.FileLock(root / f".{config.name}.lock")
-        with lock.acquire(blocking=False):
-            for left in folder.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            write_text(folder / "config.json", config.canonical() + "\n")
-            write_json(folder / "provenance.json", provenance)
-            recorder = Recorder(folder)
+        while True:
             try:
-                yield recorder
-            finally:
-                recorder._records.close()
-    except filelock.Timeout as error:
-        raise StoreError(f"run {config.name} is being written by another process, at {folder}") from error
-    except OSError as error:
-        raise ResourceError(
-            f"run folder cannot be written: {error.strerror or error}, at {error.filename or folder}"
-        ) from error
+                lock.acquire(timeout=0 if wait is None else 1)
+                break
+            except filelock.Timeout:
+                if wait is None:
+                    yield None
+                    return
+                wait()
+            except NotImplementedError as error:
+                raise ResourceError(
+                    f"the file system cannot lock files, which owning a run needs, at {root}"
+                ) from error
+        try:
+            path, content = folder / "config.json", (config.canonical() + "\n").encode()
+            if not path.is_file() or path.read_bytes() != content:  # the folder's name is its hash
+                files.write(path, content)
+            yield Recorder(folder)
+        finally:
+            lock.release()
+
+
+def owned(folder: Path) -> bool:
+    """Whether a living process owns a run folder now."""
+    path = folder.parent / f".{folder.name}.lock"
+    if not path.is_file():
+        return False
+    try:
+        with filelock.FileLock(path).acquire(timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # a disk that cannot be written is not being written
+        return False
+
+
+def standing(folder: Path) -> tuple[State, str | None]:
+    """How a run folder stands and why, by its closing file alone; one that is not there is a run in progress.
+
+    Raises:
+        StoreError: the closing file is damaged.
+    """
+    if _json_if_there(folder / "done.json") is not None:
+        return "done", None
+    failed = _json_if_there(folder / "failed.json")
+    return ("in progress", None) if failed is None else (failed["state"], failed["reason"])
+
+
+def _line(measurement: Measurement) -> bytes:
+    values = {
+        name: [value, None if math.isnan(stderr) else stderr] for name, (value, stderr) in measurement.values.items()
+    }
+    payload = json.dumps(asdict(measurement) | {"values": values}, sort_keys=True, allow_nan=False)
+    return f'{{"crc32":"{zlib.crc32(payload.encode()):08x}","measurement":{payload}}}\n'.encode()
+
+
+def _measurement(line: bytes) -> Measurement:
+    record = json.loads(line)
+    fields = record["measurement"]
+    if files.checksum(fields) != record["crc32"]:
+        raise ValueError("checksum")
+    values = {
+        name: (value, math.nan if stderr is None else stderr) for name, (value, stderr) in fields["values"].items()
+    }
+    return Measurement(**fields | {"values": values})
+
+
+def _lines(path: Path) -> tuple[list[bytes], bytes]:
+    """The whole lines of a records file, and what stands after the last of them."""
+    *lines, torn = path.read_bytes().split(b"\n") if path.is_file() else (b"",)
+    return lines, torn
+
+
+def _mend(folder: Path) -> set[tuple[int, str]]:
+    """The places on record in a folder to go on with; what is not sound is cut off or set aside."""
+    path = folder / "records.jsonl"
+    lines, torn = _lines(path)
+    sound: dict[tuple[int, str], bytes] = {}
+    for line in lines:
+        try:
+            sound.setdefault(_measurement(line).place, line)
+        except _DAMAGE:
+            continue
+    if len(sound) < len(lines):
+        _set_aside(path, b"".join(line + b"\n" for line in lines if line not in sound.values()))
+        files.write(path, b"".join(line + b"\n" for line in sound.values()))
+    elif torn:
+        files.cut(path, sum(len(line) + 1 for line in lines))
+    return set(sound)
+
+
+def _set_aside(path: Path, content: bytes) -> None:
+    aside = path.with_name(f"damaged-{zlib.crc32(content):08x}-{path.name}")
+    files.write(aside, content)
+    log.warning("damaged, set aside and made again: %s, from %s", aside.name, path)
 
 
 def read_run(folder: Path) -> Run:
@@ -146,15 +284,12 @@ def read_run(folder: Path) -> Run:
         raise StoreError(f"got no readable config.json, expected a run folder, at {folder}") from error
     if config.name != folder.name:
         raise StoreError(f"got a config that hashes to {config.name}, expected the folder's own name, at {folder}")
-    failed = _read_json(folder / "failed.json") if (folder / "failed.json").is_file() else None
-    done = (folder / "done.json").is_file()
-    summary = _read_json(folder / "done.json") if done else {}
-    rows = tuple(_read_rows(folder / "records.jsonl", finished=done))
-    provenance = _read_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
-    state: State = "done" if done else failed["state"] if failed else "in progress"
+    state, reason = standing(folder)
+    done = _json_if_there(folder / "done.json")
     return Run(
-        folder=folder, config=config, provenance=provenance, state=state, reason=failed["reason"] if failed else None,
-        summary=summary, rows=rows,
+        folder=folder, config=config, provenance=_json_if_there(folder / "provenance.json") or {}, state=state,
+        reason=reason, summary=done or {},
+        measurements=_read_measurements(folder / "records.jsonl", expected=done["measurements"] if done else None),
     )  # fmt: skip
 
 
@@ -207,11 +342,7 @@ def tabulate(runs: Iterable[Run]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for run in runs:
         about = _about(run)
-        measurements: dict[tuple[int, str], dict[str, Any]] = {}
-        for row in run.rows:
-            line = measurements.setdefault((row.step, row.corpus), {**about, **_place(row)})
-            line[row.quantity], line[f"{row.quantity}_stderr"] = row.value, row.stderr
-        lines += measurements.values() or [about]
+        lines += [about | _columns(measurement) for measurement in run.measurements] or [about]
     return pd.DataFrame(lines)
 
 
@@ -239,59 +370,33 @@ def _about(run: Run) -> dict[str, Any]:
     }
 
 
-def _place(row: Row) -> dict[str, Any]:
-    names = ("step", "tokens", "corpus", "role", "documents", "scored_tokens")
-    return {name: getattr(row, name) for name in names}
+def _columns(measurement: Measurement) -> dict[str, Any]:
+    columns = asdict(measurement)
+    del columns["values"]
+    for quantity, (value, stderr) in measurement.values.items():
+        columns[quantity], columns[f"{quantity}_stderr"] = value, stderr
+    return columns
 
 
-def _read_rows(path: Path, *, finished: bool) -> Iterator[Row]:
-    """The rows of a records file; an unfinished run's torn last line is what a crash leaves and is passed over."""
-    if not path.is_file():
-        if finished:
-            raise StoreError(f"got no records of a finished run, expected some, at {path}")
-        return
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], 1):
+def _read_measurements(path: Path, *, expected: int | None) -> tuple[Measurement, ...]:
+    """The measurements of a records file in the order of their steps, whatever order a mended run made them in.
+
+    An unfinished run's torn last line is what a crash leaves and is passed over; `expected` many a finished one has.
+    """
+    lines, torn = _lines(path)
+    found = []
+    for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-            payload = json.dumps(record["row"], sort_keys=True, allow_nan=False)
-            if f"{zlib.crc32(payload.encode()):08x}" != record["crc32"]:
-                raise ValueError("checksum")
-            fields = record["row"]
-            yield Row(**fields | {"stderr": math.nan if fields["stderr"] is None else fields["stderr"]})
-        except (ValueError, KeyError, TypeError) as error:
+            found.append(_measurement(line))
+        except _DAMAGE as error:
             raise StoreError(
-                f"got a damaged record, expected a row that matches its checksum, at {path}:{number}"
+                f"got a damaged record, expected a measurement that matches its checksum, at {path}:{number}"
             ) from error
-    if lines[-1] and finished:
-        raise StoreError(f"got half a record at the end of a finished run, at {path}:{len(lines)}")
+    if expected is not None and (torn or len(found) != expected):
+        half = " and half a one" if torn else ""
+        raise StoreError(f"got {len(found)} records{half}, expected the {expected} of a finished run, at {path}")
+    return tuple(sorted(found, key=lambda one: (one.step, one.role != "target", one.corpus)))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"got an unreadable file, expected JSON, at {path}") from error
-    if not isinstance(content, dict):
-        raise StoreError(f"got a {type(content).__name__}, expected an object, at {path}")
-    return content
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object; see `write_text`."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that its name stands for the whole content or does not exist: elsewhere, flush, rename."""
-    made = path.with_name(f".{path.name}.making")
-    with made.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    made.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+def _json_if_there(path: Path) -> dict[str, Any] | None:
+    return files.read_json(path) if path.is_file() else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
+import math
 import os
 import platform
 import time
@@ -16,11 +18,20 @@ from typing import Any
 import pandas as pd
 import torch
 
-from holdfast import adapters, models
+from holdfast import adapters, checkpoints, files, models
 from holdfast.config import RunConfig, Study, read_study
-from holdfast.errors import DataError, ModelError
-from holdfast.store import State, read_run, recording, tabulate
-from holdfast.training import Diverged, Event, Texts, Workbench, prepare, read_texts, train
+from holdfast.errors import DataError, ModelError, StoreError
+from holdfast.interrupts import Stop
+from holdfast.store import Recorder, State, owning, read_run, standing, tabulate
+from holdfast.training import Diverged, Event, Ledger, Texts, Workbench, prepare, read_texts, train
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_EVERY_S = 120.0
+"""Most work that is done twice after a crash."""
+
+NOTE_EVERY_S = 2.0
+"""How often a run leaves word of how far it is."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,79 +52,174 @@ def sweep(
     out: str | Path,
     device: str = "auto",
     retry_failed: bool = False,
+    stop: Stop | None = None,
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     tell: Callable[[Progress], None] = lambda _: None,
 ) -> pd.DataFrame:
     """Make every run of a study that is not made yet, and return the table of them all (see `store.table`).
 
-    Finished runs are read back; unfinished ones start over; failed and diverged ones stay as they are, or with
-    `retry_failed` the failed ones start over. A run that fails or diverges is recorded with its reason and the sweep
-    goes on. `tell` hears of every step, measurement and end of a run.
+    Finished runs are read back; unfinished ones go on from their last checkpoint, as if they had never been stopped;
+    failed and diverged ones stay as they are, or with `retry_failed` the failed and damaged ones are tried again. A run
+    that fails or diverges is recorded with its reason and the sweep goes on. `tell` hears of every step, measurement
+    and end of a run.
+
+    Several processes may work on one study. A run that another one owns is left to it, and waited for at the end.
 
     Raises:
         ConfigError: the study file is wrong.
-        DataError: a text cannot be used, or is no longer the one that finished runs were measured on.
+        DataError: a text cannot be used, or is no longer the one that a run was begun with.
         ModelError: the base cannot be used.
-        ResourceError: the folder cannot be written.
+        ResourceError: the folder cannot be written, or the disk is full.
+        Interrupted: `stop` was asked for; what is needed to go on is on disk.
     """
     if not isinstance(study, Study):
         study = read_study(Path(study))
-    root = Path(out)
-    place = models.choose_device(device)
-    configs = _resolved(study.runs, place)
-    bench: tuple[object, Workbench] | None = None
-    for index, config in enumerate(configs):
-        texts = read_texts(config)
-        state, reason = _standing(root / config.name, texts)
-        say = partial(Progress, run=config, index=index, runs=len(configs))
-        if state == "in progress" or (retry_failed and state == "failed"):
-            tell(say(state="in progress", reason=None, event=None))
-            shared = _shared_part(config)
-            if bench is None or bench[0] != shared:
-                bench = None  # let the old base go before the next is loaded
-                bench = shared, prepare(config, texts, device=place)
-            hear = partial(_relay, tell, say)
-            state, reason = _make(config, bench[1], texts, root=root, tell=hear)
-        tell(say(state=state, reason=reason, event=None))
-    return tabulate(read_run(root / config.name) for config in configs)
+    configs = resolved(study.runs, models.choose_device(device))
+    making = _Making(
+        root=Path(out), device=models.choose_device(device), retry=retry_failed, stop=stop or Stop(),
+        checkpoint_every_s=checkpoint_every_s,
+    )  # fmt: skip
+    for config in configs:
+        making.texts_of(config)  # what cannot be read is refused before anything is written
+    for config in configs:  # so that whoever looks sees every run there will be
+        with owning(config, root=making.root):
+            pass
+    says = {
+        config.name: partial(Progress, run=config, index=index, runs=len(configs))
+        for index, config in enumerate(configs)
+    }
+    others = [config for config in configs if not making.visit(config, says[config.name], tell)]
+    for config in others:
+        log.info("run %s is another process's; waiting for its end", config.name)
+        making.visit(config, says[config.name], tell, wait=True)
+    return tabulate(read_run(making.root / config.name) for config in configs)
 
 
-def _relay(tell: Callable[[Progress], None], say: Callable[..., Progress], event: Event) -> None:
-    tell(say(state="in progress", reason=None, event=event))
+class _Making:
+    """The making of runs one after another. A class because the base and texts of one are kept for the next."""
 
+    def __init__(self, *, root: Path, device: str, retry: bool, stop: Stop, checkpoint_every_s: float) -> None:
+        self.root, self.device, self.retry, self.stop, self.every_s = root, device, retry, stop, checkpoint_every_s
+        self._texts: tuple[object, Texts] | None = None
+        self._bench: tuple[object, Workbench] | None = None
 
-def _make(
-    config: RunConfig, bench: Workbench, texts: Texts, *, root: Path, tell: Callable[[Event], None]
-) -> tuple[State, str | None]:
-    """Make one run in its folder; returns how it ended and why."""
-    started = time.monotonic()
-    tuned = adapters.attach_adapter(bench.base, config.adapter, seed=config.seed)
-    try:
-        origin = provenance(bench, texts) | {
-            "trainable_params": models.trainable_params(tuned),
-            "base_params": bench.base_params,
-        }
-        with recording(config, root=root, provenance=origin) as recorder:
-            try:
-                training_s = train(tuned, config, bench, record=recorder.append, tell=tell)
-                adapters.save_adapter(tuned, recorder.folder / "adapter")
-            except Diverged as error:
-                recorder.fail("diverged", str(error))
-                return "diverged", str(error)
-            except (
-                ModelError,
-                RuntimeError,
-                MemoryError,
-            ) as error:  # torch's refusals, out of memory too
-                recorder.fail("failed", f"{type(error).__name__}: {error}")
-                return "failed", str(error)
-            took = {"wall_time_s": time.monotonic() - started, "training_s": training_s}
-            recorder.finish(took | {"finished_at": datetime.now(UTC).isoformat()})
+    def visit(
+        self, config: RunConfig, say: Callable[..., Progress], tell: Callable[[Progress], None], *, wait: bool = False
+    ) -> bool:
+        """Make a run if it is to be made and nobody else is at it; False if somebody is."""
+        with owning(config, root=self.root, wait=self.stop.check if wait else None) as recorder:
+            if recorder is None:
+                return False
+            texts = self.texts_of(config)
+            state, reason = _standing(recorder, texts, retry=self.retry)
+            if state == "in progress":
+                tell(say(state="in progress", reason=None, event=None))
+                bench = self._bench_of(config, texts)
+                hear = _Notes(recorder, lambda event: tell(say(state="in progress", reason=None, event=event)))
+                state, reason = self._make(config, bench, texts, recorder, hear)
+            tell(say(state=state, reason=reason, event=None))
+        return True
+
+    def texts_of(self, config: RunConfig) -> Texts:
+        key = config.target, config.retain, config.measure.documents
+        if self._texts is None or self._texts[0] != key:
+            self._texts = key, read_texts(config)
+        return self._texts[1]
+
+    def _bench_of(self, config: RunConfig, texts: Texts) -> Workbench:
+        key = shared_part(config)
+        if self._bench is None or self._bench[0] != key:
+            self._bench = None  # let the old base go before the next is loaded
+            self._bench = key, prepare(config, texts, device=self.device)
+        return self._bench[1]
+
+    def _make(
+        self, config: RunConfig, bench: Workbench, texts: Texts, recorder: Recorder, tell: Callable[[Event], None]
+    ) -> tuple[State, str | None]:
+        """Make one run in its folder, or the rest of it; returns how it ended and why."""
+        began = time.monotonic()
+        tuned = adapters.attach_adapter(bench.base, config.adapter, seed=config.seed)
+        try:
+            origin = provenance(bench, texts) | {
+                "trainable_params": models.trainable_params(tuned),
+                "base_params": bench.base_params,
+            }
+            files.check_room(recorder.folder, checkpoints.most_bytes(origin["trainable_params"]))
+            recorder.begin(origin)
+            with self.stop.at_checks():
+                end = train(tuned, config, bench, ledger=self._ledger(config, bench, recorder), tell=tell)
+                saved = adapters.save_adapter(tuned, recorder.folder / "adapter")
+                recorder.finish(
+                    {
+                        "adapter": saved,
+                        "finished_at": datetime.now(UTC).isoformat(),
+                        "rows_at_once": end.rows,
+                        "training_s": end.training_s,
+                        "wall_time_s": time.monotonic() - began,
+                    }
+                )
             return "done", None
-    finally:
-        adapters.detach_adapter(tuned)
+        except Diverged as error:
+            recorder.fail("diverged", str(error))
+            return "diverged", str(error)
+        except (ModelError, RuntimeError, MemoryError) as error:  # torch's refusals, out of memory too
+            recorder.fail("failed", f"{type(error).__name__}: {error}")
+            return "failed", str(error)
+        finally:
+            adapters.detach_adapter(tuned)
+
+    def _ledger(self, config: RunConfig, bench: Workbench, recorder: Recorder) -> Ledger:
+        wanted = {(step, observed.corpus) for step in config.measured_steps() for _, observed in bench.observed}
+        missing = min((step for step, _ in wanted - recorder.recorded), default=config.steps)
+        return Ledger(
+            record=recorder.append,
+            recorded=recorder.recorded,
+            start=checkpoints.newest(recorder.checkpoints, at_most=missing),
+            keep=partial(checkpoints.save_snapshot, folder=recorder.checkpoints),
+            due=_Clock(self.every_s),
+            pause=self.stop.check,
+        )
 
 
-def _resolved(configs: Sequence[RunConfig], device: str) -> list[RunConfig]:
+class _Clock:
+    """True when so many seconds have passed since it last was, or since it was made. A class because it remembers."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s, self._last = every_s, time.monotonic()
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self._last < self._every_s:
+            return False
+        self._last = time.monotonic()
+        return True
+
+
+class _Notes:
+    """Tells on what a run does, and leaves word of it in its folder. A class because it remembers when it last did."""
+
+    def __init__(self, recorder: Recorder, tell: Callable[[Event], None]) -> None:
+        self._recorder, self._tell = recorder, tell
+        self._due, self._began = _Clock(NOTE_EVERY_S), time.monotonic()
+        self._share: float | None = None
+
+    def __call__(self, event: Event) -> None:
+        if self._share is None:
+            self._share = event.share
+        if self._due():
+            self._recorder.note(
+                {
+                    "loss": None if math.isnan(event.loss) else event.loss,
+                    "pid": os.getpid(),
+                    "seconds": time.monotonic() - self._began,
+                    "share": event.share,
+                    "share_before": self._share,
+                    "step": event.step,
+                }
+            )
+        self._tell(event)
+
+
+def resolved(configs: Sequence[RunConfig], device: str) -> list[RunConfig]:
     """The runs with `dtype: auto` replaced by what this machine is fastest in, each once: only then have they names."""
     if any(config.dtype == "auto" for config in configs):
         fastest = models.fastest_dtype(device)  # once, so that a study never mixes precisions by chance
@@ -121,24 +227,46 @@ def _resolved(configs: Sequence[RunConfig], device: str) -> list[RunConfig]:
     return list({config.name: config for config in configs}.values())
 
 
-def _shared_part(config: RunConfig) -> tuple[object, ...]:
+def shared_part(config: RunConfig) -> tuple[object, ...]:
     """What a workbench is made of; runs that agree on it share one."""
     return config.model, config.dtype, config.target, config.retain, config.measure.documents, config.context
 
 
-def _standing(folder: Path, texts: Texts) -> tuple[State, str | None]:
-    """How a run folder stands; a folder that is not there, or holds no config yet, is a run in progress."""
-    if not (folder / "config.json").is_file():
-        return "in progress", None
-    run = read_run(folder)
-    before = {name: run.provenance.get("fingerprints", {}).get(name) for name in texts.fingerprints}
-    changed = [name for name, print_ in texts.fingerprints.items() if before[name] != print_]
-    if changed and run.state != "in progress":
+def _standing(recorder: Recorder, texts: Texts, *, retry: bool) -> tuple[State, str | None]:
+    """How a run stands, every record of a finished one checked; with `retry` a failed or damaged one is in progress."""
+    folder = recorder.folder
+    try:
+        state, reason = standing(folder)
+        if state == "done":
+            read_run(folder)
+    except StoreError as error:
+        if not retry:
+            raise StoreError(f"{error}; --retry-failed makes it again from what is sound") from error
+        state, reason = "failed", None
+    if state == "failed" and retry:
+        recorder.retry()
+        state, reason = "in progress", None
+    _check_texts(folder, texts, begun=state != "in progress")
+    if state == "done":
+        recorder.tidy()
+    return state, reason
+
+
+def _check_texts(folder: Path, texts: Texts, *, begun: bool) -> None:
+    """A run is made with one set of texts from beginning to end."""
+    try:
+        path = folder / "provenance.json"
+        before = files.read_json(path).get("fingerprints", {}) if path.is_file() else texts.fingerprints
+    except StoreError:
+        if begun:
+            raise
+        return  # it is set aside when the run goes on
+    changed = [name for name, print_ in texts.fingerprints.items() if before.get(name) != print_]
+    if changed:
         raise DataError(
-            f"got other texts ({', '.join(changed)}) than run {run.name} was made with, expected the same in one "
+            f"got other texts ({', '.join(changed)}) than run {folder.name} was begun with, expected the same in one "
             f"folder; sweep into another with --output-dir, or restore them, at {folder}"
         )
-    return run.state, run.reason
 
 
 def provenance(bench: Workbench, texts: Texts) -> dict[str, Any]:

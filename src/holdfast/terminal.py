@@ -9,7 +9,6 @@ import math
 import re
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
@@ -22,10 +21,6 @@ from holdfast.evidence import QUANTILES, UNMEASURABLE
 from holdfast.stats import rounded
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from holdfast import sweeps, training
-    from holdfast.config import Study
     from holdfast.errors import HoldfastError
     from holdfast.evidence import CorpusReport
     from holdfast.forgetting import Checkpoint, ForgettingReport
@@ -51,82 +46,6 @@ def err() -> Console:
 def show_error(error: HoldfastError) -> None:
     """One refusal, in as many lines as it has mistakes to name."""
     err().print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", soft_wrap=True)
-
-
-class SweepProgress:
-    """Follows a sweep: two bars with an estimate of the end in a terminal, a plain line per measurement elsewhere.
-
-    A class because it holds the display that is redrawn, and when the work began.
-    """
-
-    def __init__(self) -> None:
-        self._console = err()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %  {task.fields[note]}"),
-        )
-        self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
-        self._study = self._bars.add_task("study", total=1.0, note="")
-        self._run = self._bars.add_task("run", total=1.0, note="")
-        self._began, self._runs_before = math.nan, 0
-        self._losses: list[float] = []
-        self._forgetting: dict[str, str] = {}
-
-    def __enter__(self) -> SweepProgress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, at: sweeps.Progress) -> None:
-        """Show the next thing that happened."""
-        name = f"run {at.index + 1}/{at.runs}, r = {at.run.adapter.r}"
-        if at.state != "in progress":
-            self._show_end(at, name)
-        elif at.event is None:
-            if math.isnan(self._began):
-                self._began, self._runs_before = time.monotonic(), at.index
-            self._losses, self._forgetting = [], {}
-            self._bars.update(self._run, description=name, completed=0, note="preparing")
-        else:
-            self._show_event(at, at.event, name)
-
-    def _show_event(self, at: sweeps.Progress, event: training.Event, name: str) -> None:
-        made = at.index + event.share
-        left = (time.monotonic() - self._began) / (made - self._runs_before) * (at.runs - made)
-        loss = "" if math.isnan(event.loss) else f", loss {event.loss:.3f}"
-        self._bars.update(self._study, completed=made / at.runs, note=f"about {duration(left)} left")
-        self._bars.update(self._run, completed=event.share, note=f"step {event.step}/{at.run.steps}{loss}")
-        if event.report is None:
-            return
-        if event.role == "target":
-            self._losses.append(event.report.nll.value)
-            return
-        self._forgetting[event.report.corpus] = str(event.report.kl_base_tuned)
-        if not self._console.is_terminal:
-            self._console.print(
-                f"{name}, step {event.step}/{at.run.steps}: held-out loss {self._losses[-1]:.3f}, forgetting "
-                f"{event.report.kl_base_tuned} on {visible(event.report.corpus)}; about {duration(left)} left",
-                markup=False, soft_wrap=True,
-            )  # fmt: skip
-
-    def _show_end(self, at: sweeps.Progress, name: str) -> None:
-        self._bars.update(self._study, completed=(at.index + 1) / at.runs)
-        colour = {"done": "green", "diverged": "yellow", "failed": "red"}[at.state]
-        change = f", held-out loss {self._losses[0]:.3f} → {self._losses[-1]:.3f}" if self._losses else ""
-        change += "".join(f", forgetting {kl} on {escape(corpus)}" for corpus, kl in self._forgetting.items())
-        reason = f": {escape(at.reason)}" if at.reason else ""
-        self._console.print(f"{name}: [{colour}]{at.state}[/]{reason}{change}  [dim]{at.run.name}[/]", soft_wrap=True)
-
-
-def sweep_with_progress(study: Study | Path, *, out: Path, device: str, retry_failed: bool = False) -> pd.DataFrame:
-    """`sweeps.sweep`, followed on stderr."""
-    from holdfast import sweeps
-
-    with SweepProgress() as progress:
-        return sweeps.sweep(study, out=out, device=device, retry_failed=retry_failed, tell=progress)
 
 
 class MeasureProgress:

@@ -1,29 +1,36 @@
 """One run, one loop, read top to bottom.
 
 A run reads its packed batches, takes its steps, and measures at the steps its config names. Measuring changes nothing:
-a measured run trains bit for bit like an unmeasured one.
+a measured run trains bit for bit like an unmeasured one. Nor does stopping: a run that goes on from a snapshot is bit
+for bit the run that was never stopped.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, fields, replace
+from itertools import islice
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from holdfast import models
+from holdfast import checkpoints, models
+from holdfast.basecache import Batch
+from holdfast.checkpoints import Snapshot
 from holdfast.config import Optimizer, RunConfig
 from holdfast.corpora import Block, Corpus, Tokens, check_apart, packed_batches, read_corpus, split, tokenise
-from holdfast.errors import DataError, ModelError
+from holdfast.errors import DataError, Interrupted, ModelError
 from holdfast.evidence import CorpusReport
 from holdfast.meter import ObservedBase, measure_on, observe_base
 from holdfast.models import Base, Tuned
-from holdfast.store import QUANTITIES, Role, Row
+from holdfast.store import QUANTITIES, Measurement, Role
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,21 +111,31 @@ def make_optimizer(config: Optimizer, tuned: Tuned) -> torch.optim.Optimizer:
     return models.adafactor(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def update(tuned: Tuned, optimizer: torch.optim.Optimizer, blocks: list[Block], config: RunConfig, step: int) -> float:
-    """One update step over its micro-batches; returns the mean loss per scored token before it, in nats.
+def update(
+    tuned: Tuned, optimizer: torch.optim.Optimizer, blocks: list[Block], config: RunConfig, step: int, *, rows: int
+) -> tuple[float, int]:
+    """One update step; (mean loss per scored token before it, in nats; rows of a block that fit in memory at once).
 
     Gradients are summed over micro-batches and divided once by the step's scored tokens, so how a batch is cut into
-    micro-batches does not change what is learned.
+    micro-batches does not change what is learned: where memory runs out with `rows` at once, half as many are tried.
 
     Raises:
         Diverged: the loss or the gradient is NaN or infinite; no parameter was moved.
+        torch.OutOfMemoryError, MemoryError, RuntimeError: what torch says when one row is too much; nothing was moved.
     """
     scored = max(1, sum(int(block.scored.sum()) for block in blocks))
-    total = 0.0
-    for block in blocks:
-        loss = batch_loss(tuned, block)
-        (loss / scored).backward()
-        total += loss.item()
+    random = checkpoints.random_state(tuned)
+    while True:
+        try:
+            total = sum(_backward(tuned, part, scored) for block in blocks for part in _parts(block, rows))
+            break
+        except (RuntimeError, MemoryError) as error:
+            optimizer.zero_grad(set_to_none=True)
+            if rows == 1 or not out_of_memory(error):
+                raise
+        log.warning("step %d: out of memory with %d rows at once, %d are tried", step + 1, rows, -(-rows // 2))
+        rows = -(-rows // 2)
+        checkpoints.set_random_state(random, tuned)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm or math.inf)
     if not (math.isfinite(total) and torch.isfinite(norm)):
@@ -127,7 +144,29 @@ def update(tuned: Tuned, optimizer: torch.optim.Optimizer, blocks: list[Block], 
         group["lr"] = learning_rate(config.optimizer, step=step, steps=config.steps)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return total / scored
+    return total / scored, rows
+
+
+def _backward(tuned: Tuned, block: Block, scored: int) -> float:
+    """Add a micro-batch's share of the gradient of the mean loss over `scored` tokens; returns its summed loss."""
+    loss = batch_loss(tuned, block)
+    (loss / scored).backward()
+    return loss.item()
+
+
+def _parts(block: Block, rows: int) -> Iterator[Block]:
+    """A block in blocks of so many rows, the last with what is left."""
+    for start in range(0, len(block.ids), rows):
+        columns = {field.name: getattr(block, field.name)[start : start + rows] for field in fields(block)}
+        yield Block(**columns)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or, where torch has no class for it, on a CPU."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,76 +231,112 @@ def prepare(config: RunConfig, texts: Texts, *, device: str) -> Workbench:
     )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ledger:
+    """Where a run writes down what it must not lose, and what it had written before: `train` knows no disk or clock.
+
+    What `record` and `keep` are given is safe when they return. `pause` raises when the run should stop, and is asked
+    after every update and every batch of a measurement.
+    """
+
+    record: Callable[[Measurement], None]
+    recorded: Set[tuple[int, str]] = frozenset()
+    """(step, corpus) of measurements on record, which are not made again."""
+    start: Snapshot | None = None
+    keep: Callable[[Snapshot], None] = lambda _: None
+    due: Callable[[], bool] = lambda: False
+    """Whether it is time to `keep` a snapshot."""
+    pause: Callable[[], None] = lambda: None
+
+
 def train(
     tuned: Tuned,
     config: RunConfig,
     bench: Workbench,
     *,
-    record: Callable[[list[Row]], None] | None,
+    ledger: Ledger | None,
     tell: Callable[[Event], None] = lambda _: None,
-) -> float:
+) -> Snapshot:
     """Train one fresh adapter as its config says and measure it along the way; the one loop of the package.
 
-    Returns the seconds spent on updates, measurements not counted.
+    Returns the run as it is at its end.
 
     Every run of a study sees the same batches in the same order (they depend on the data and the seed alone), so
-    differences between ranks are not differences between batches. With `record=None` nothing is measured; else it is
-    given the rows of each measurement, and has them safe when it returns.
+    differences between ranks are not differences between batches. With `ledger=None` nothing is measured.
 
-    Step 0 is the control: an adapter that was not trained must have forgotten exactly nothing.
+    Step 0 is the control: an adapter that was not trained must have forgotten exactly nothing. Where memory runs out,
+    half as many rows go through the model at once from there on; batches and their order stay what they were.
 
     Raises:
         Diverged: the loss, the gradient or a measured number is NaN or infinite.
         ModelError: the control fails, so no number of this run would mean anything.
+        Interrupted: the ledger said so; what is needed to go on was kept.
     """
     optimizer = make_optimizer(config.optimizer, tuned)
-    batches = packed_batches(bench.training, context=config.context, rows=config.batch_size, seed=config.seed)
-    measured_at = config.measured_steps() if record else ()
-    work = len(measured_at) * sum(o.tokens for _, o in bench.observed) + 2 * config.steps * config.batch_tokens
-    done = 0
     torch.manual_seed(config.seed)  # dropout's
+    first, rows, training_s = 0, config.batch_size, 0.0
+    if ledger and ledger.start:
+        checkpoints.put(ledger.start, tuned, optimizer)
+        first, rows, training_s = ledger.start.step, ledger.start.rows, ledger.start.training_s
+    accumulated = config.gradient_accumulation_steps
+    batches = packed_batches(bench.training, context=config.context, rows=config.batch_size, seed=config.seed)
+    batches = islice(batches, first * accumulated, None)  # those of the steps made before
+    measured_at = config.measured_steps() if ledger else ()
+    work = len(measured_at) * sum(o.tokens for _, o in bench.observed) + 2 * config.steps * config.batch_tokens
+    done = sum(at < first for at in measured_at) * sum(o.tokens for _, o in bench.observed)
+    done += 2 * first * config.batch_tokens
     tuned.train()
-    loss, training_s = math.nan, 0.0
-    for step in range(config.steps + 1):
-        if record and step in measured_at:
-            for role, observed in bench.observed:
-                report = _measure(tuned, observed, step)
-                if step == 0:
-                    _check_control(report)
-                done += observed.tokens
-                record(_rows(report, role=role, step=step, tokens=step * config.batch_tokens))
-                tell(Event(step=step, share=done / work, loss=loss, role=role, report=report))
+    loss = math.nan
+    for step in range(first, config.steps + 1):
+        now = checkpoints.take(tuned, optimizer, step=step, rows=rows, training_s=training_s)
+        if ledger:
+            try:
+                for role, observed in bench.observed if step in measured_at else ():
+                    done += observed.tokens
+                    if (step, observed.corpus) in ledger.recorded:
+                        continue
+                    report = _measure(tuned, observed, step, pause=ledger.pause)
+                    ledger.record(_measurement(report, role=role, step=step, tokens=step * config.batch_tokens))
+                    tell(Event(step=step, share=done / work, loss=loss, role=role, report=report))
+                ledger.pause()
+            except Interrupted:
+                ledger.keep(now)
+                raise
+            if step > first and ledger.due():
+                ledger.keep(now)
         if step < config.steps:
             started = time.monotonic()
-            blocks = [next(batches) for _ in range(config.gradient_accumulation_steps)]
-            loss = update(tuned, optimizer, blocks, config, step)
+            blocks = list(islice(batches, accumulated))
+            loss, rows = update(tuned, optimizer, blocks, config, step, rows=rows)
             training_s += time.monotonic() - started
             done += 2 * config.batch_tokens
             tell(Event(step=step + 1, share=done / work, loss=loss, role=None, report=None))
-    return training_s
+    return now
 
 
-def _measure(tuned: Tuned, observed: ObservedBase, step: int) -> CorpusReport:
+def _measure(tuned: Tuned, observed: ObservedBase, step: int, *, pause: Callable[[], None]) -> CorpusReport:
     try:
-        return measure_on(tuned, observed)
+        report = measure_on(tuned, replace(observed, batches=_pausing(observed.batches, pause)))
     except ModelError as error:
         raise Diverged(f"step {step}: {error}") from error
-
-
-def _check_control(report: CorpusReport) -> None:
-    if report.sums["kl_base_tuned"].any() or (report.sums["agreement"] != report.count).any():
+    if step == 0 and (report.sums["kl_base_tuned"].any() or (report.sums["agreement"] != report.count).any()):
         raise ModelError(
             f"step 0: got forgetting {report.kl_base_tuned.value:.3g} and agreement {report.agreement.value:.6g} "
             f"before any training, expected exactly 0 and 1, on {report.corpus}"
         )
+    return report
 
 
-def _rows(report: CorpusReport, *, role: Role, step: int, tokens: int) -> list[Row]:
+def _pausing(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Batch]:
+    for batch in batches:
+        pause()
+        yield batch
+
+
+def _measurement(report: CorpusReport, *, role: Role, step: int, tokens: int) -> Measurement:
     estimates = {quantity: report.estimate(quantity) for quantity in QUANTITIES}
-    return [
-        Row(
-            step=step, tokens=tokens, corpus=report.corpus, role=role, quantity=quantity, value=estimate.value,
-            stderr=estimate.stderr, documents=estimate.n, scored_tokens=int(report.count.sum()),
-        )
-        for quantity, estimate in estimates.items()
-    ]  # fmt: skip
+    return Measurement(
+        step=step, tokens=tokens, corpus=report.corpus, role=role, documents=estimates["nll"].n,
+        scored_tokens=int(report.count.sum()),
+        values={quantity: (estimate.value, estimate.stderr) for quantity, estimate in estimates.items()},
+    )  # fmt: skip
