@@ -52,16 +52,17 @@ def append(path: Path, content: bytes) -> None:
 
 
 def cut(path: Path, size: int) -> None:
-    """Leave only the first bytes of a file."""
+    """Leave only the first bytes of a file. Not flushed: what is appended next flushes this with it."""
     with _opened(path, os.O_WRONLY) as file:
         _truncate(file, size)
-        _fsync(file)
 
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it that are missing."""
     if path.is_dir():
         return
+    if path.is_file():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     make_folder(path.parent)
     _mkdir(path)
     flush_folder(path.parent)
@@ -86,13 +87,12 @@ def write_folder(path: Path, contents: Iterable[tuple[str, bytes]]) -> None:
 
 
 def move(path: Path, to: Path) -> None:
-    """Give a file or folder another name in its folder."""
+    """Give a file or folder another name. Not flushed: for what may as well keep its old one."""
     _rename(path, to)
-    flush_folder(to.parent)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; nothing happens where there is none."""
+    """Remove a file, or a folder with all that is in it, if it is there. Not flushed: for what may as well stay."""
     if path.is_dir() and not path.is_symlink():
         for inside in sorted(path.iterdir()):
             remove(inside)

@@ -153,7 +153,6 @@ class Recorder:
         """Let a run that ended without a result, or is damaged, go on from what is sound of it."""
         for name in ("done.json", "failed.json"):
             files.remove(self.folder / name)
-        files.flush_folder(self.folder)
 
     def tidy(self) -> None:
         """Remove what only a run in progress needs."""
