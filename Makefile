@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test test-crash bench lint format clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,6 +14,9 @@ demo: .venv/installed  ## fine-tune a small model, measure what it forgets, fit,
 
 test: .venv/installed  ## the whole suite
 	$(BIN)/python -m pytest
+
+test-crash: .venv/installed  ## the suite's crash tests with 50 real kills instead of 10; rewrites docs/reliability.md
+	HOLDFAST_KILLS=50 $(BIN)/python scripts/reliability.py
 
 bench: .venv/installed  ## every benchmark, peer and ours in one run; writes the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/all.py

@@ -51,11 +51,11 @@ def test_what_is_damaged_is_made_again(cache: Path, caplog: pytest.LogCaptureFix
 def test_a_cache_that_cannot_be_written_is_a_resource(cache: Path) -> None:
     cache.mkdir()
     cache.chmod(0o500)
-    with pytest.raises(ResourceError, match="cannot be kept"):
+    with pytest.raises(ResourceError, match="cannot be written"):
         answercache.kept(IDENTITY, lambda: [1])
 
 
 def test_a_cache_folder_that_is_a_file_is_a_resource(cache: Path) -> None:
     cache.write_text("")
-    with pytest.raises(ResourceError, match="cannot be kept"):
+    with pytest.raises(ResourceError, match="cannot be written"):
         answercache.kept(IDENTITY, lambda: [1])

@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 from holdfast import cli
 
-COMMANDS = ("demo", "sweep", "fit", "plan", "forecast", "next", "report", "measure", "probe", "schema")
+COMMANDS = (
+    "demo", "sweep", "status", "fit", "plan", "forecast", "next", "report", "measure", "probe", "schema",
+)  # fmt: skip
 
 
 def run(

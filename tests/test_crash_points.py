@@ -26,6 +26,8 @@ from holdfast import checkpoints, files, store, sweeps, training
 from holdfast.errors import Interrupted, StoreError
 from holdfast.interrupts import Stop
 
+Record = Callable[[str, object], None]
+
 
 class Sweep:
     """One study, and what of it is promised to be kept. Texts and base are read once for all of its sweeps."""
@@ -172,7 +174,7 @@ def watched(sweep: Sweep, root: Path, *, look: Callable[[Disk, str], None], with
 
 @pytest.mark.parametrize("scenario", ["fresh", "resumed"])
 def test_every_state_a_crash_can_leave_keeps_what_was_promised_and_goes_on(
-    scenario: str, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scenario: str, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
     expected = sweep.run(tmp_path / "whole")
     root = tmp_path / "runs"
@@ -189,7 +191,12 @@ def test_every_state_a_crash_can_leave_keeps_what_was_promised_and_goes_on(
         assert sweep.run(place) == expected
         assert sweep.missing(place) is None
         shutil.rmtree(place)
-    print(f"{scenario}: {disk.calls} calls, {moments} moments, {len(states)} different states, 0 lost")
+    record_property(
+        "Durability",
+        f"a {scenario} sweep looked at before, amid and after each of {disk.calls} writes, fsyncs, renames, unlinks | "
+        f"{moments} moments and futures, {len(states)} different states | nothing acknowledged lost; gone on with, "
+        "each ends with the table of the sweep never stopped",
+    )
     assert disk.calls > 60
     assert len(states) > 60
 
@@ -241,16 +248,18 @@ def first_loss(sweep: Sweep, root: Path, tmp_path: Path, *, without: str | None 
     return None
 
 
-def test_without_any_one_fsync_something_is_lost(sweep: Sweep, tmp_path: Path) -> None:
+def test_without_any_one_fsync_something_is_lost(sweep: Sweep, tmp_path: Path, record_property: Record) -> None:
     (tmp_path / "look").mkdir()
     sites = watched(sweep, tmp_path / "look", look=lambda disk, moment: None).sites
     losses = {}
     for number, site in enumerate(sorted(sites)):
         (tmp_path / f"runs-{number}").mkdir()
         losses[site] = first_loss(sweep, tmp_path / f"runs-{number}", tmp_path, without=site)
-        print(f"without the fsync of {site}: {losses[site]}")
     assert len(sites) >= 6
     assert all(losses.values()), losses
+    record_property(
+        "Durability", f"each fsync taken away | {len(sites)} places | something acknowledged is lost, each time"
+    )
 
 
 def renamed_too_soon(path: Path, content: bytes) -> None:
@@ -283,11 +292,14 @@ def acknowledged_too_soon(path: Path, content: bytes) -> None:
     [("write", renamed_too_soon), ("write_folder", folder_named_too_soon), ("append", acknowledged_too_soon)],
 )
 def test_in_another_order_something_is_lost(
-    name: str, mutant: object, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, mutant: object, sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Record
 ) -> None:
     monkeypatch.setattr(files, name, mutant)
     (tmp_path / "runs").mkdir()
     assert first_loss(sweep, tmp_path / "runs", tmp_path) is not None
+    record_property(
+        "Durability", f"{str(mutant.__doc__).split(', ')[-1].rstrip('.')} (`{name}`) | 1 | seen: something is lost"
+    )
 
 
 def test_a_checkpoint_let_go_of_before_the_next_is_there_would_be_missed(

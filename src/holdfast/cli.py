@@ -156,10 +156,10 @@ def plan(
     Example: `holdfast plan runs --max-forgetting 0.1`, or before any run
     `holdfast plan --law kalajdzievski2024-openorca --trainable-params 20e6 --max-forgetting 0.9`
     """
-    from holdfast import law_screens, laws, planning, presets, store
+    from holdfast import law_screens, laws, planning, presets, progress, store
 
     if runs is not None and law is None:
-        fitted, speed = laws.fit(store.table(runs), corpus=corpus), store.seconds_per_token(runs)
+        fitted, speed = laws.fit(store.table(runs), corpus=corpus), progress.seconds_per_token(runs)
     elif law is not None and runs is None:
         fitted, speed = presets.published(law), None
     else:

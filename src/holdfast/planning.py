@@ -110,7 +110,7 @@ def plan(
     loss: it ends at the base's own, which its law does not know.
 
     The cost is known as far as the laws know the size of the base, and `seconds_per_token`, the time to train on one,
-    is given (`store.seconds_per_token`); see `costs`.
+    is given (`progress.seconds_per_token`); see `costs`.
 
     Raises:
         ConfigError: neither budget nor loss, or one that is not a positive number, a risk not between 0 and 1, both a

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from holdfast import files
 from holdfast.errors import StoreError
-from holdfast.store import Run, owned, read_run
+from holdfast.store import Run, owned, read_run, read_runs, run_folders
 
 Standing = Literal["done", "running", "stopped", "waiting", "failed", "diverged", "damaged"]
 """`stopped`: begun and nobody's; a sweep goes on with it. `waiting`: not begun."""
@@ -48,10 +48,7 @@ def status(root: Path | str) -> tuple[RunStatus, ...]:
     Raises:
         StoreError: there is none.
     """
-    folders = sorted(path.parent for path in Path(root).glob("*/config.json"))
-    if not folders:
-        raise StoreError(f"got no run folders, expected some made by holdfast sweep, at {root}")
-    return tuple(_status(folder) for folder in folders)
+    return tuple(_status(folder) for folder in run_folders(root))
 
 
 def seconds_left(runs: Sequence[RunStatus]) -> float | None:
@@ -63,6 +60,16 @@ def seconds_left(runs: Sequence[RunStatus]) -> float | None:
         return None if unmade else 0.0
     each = sum(took) / len(took)
     return sum((1 - run.share) * each if run.seconds_left is None else run.seconds_left for run in unmade)
+
+
+def seconds_per_token(root: Path | str) -> float | None:
+    """Training time per token over all finished runs under a folder, measurements not counted; None if none says.
+
+    Not in the table: a study made again, or resumed, gives the same table, and takes another time.
+    """
+    done = [run for run in read_runs(Path(root)) if "training_s" in run.summary]
+    tokens = sum(run.config.steps * run.config.batch_tokens for run in done)
+    return sum(float(run.summary["training_s"]) for run in done) / tokens if tokens else None
 
 
 def _status(folder: Path) -> RunStatus:

@@ -292,16 +292,25 @@ def read_run(folder: Path) -> Run:
     )  # fmt: skip
 
 
-def read_runs(root: Path) -> list[Run]:
+def run_folders(root: Path | str) -> list[Path]:
     """Every run folder under `root`, by name.
 
     Raises:
-        StoreError: there is none, or one is damaged.
+        StoreError: there is none.
     """
     folders = sorted(path.parent for path in Path(root).glob("*/config.json"))
     if not folders:
         raise StoreError(f"got no run folders, expected some made by holdfast sweep, at {root}")
-    return [read_run(folder) for folder in folders]
+    return folders
+
+
+def read_runs(root: Path) -> list[Run]:
+    """Every run under `root`, by name.
+
+    Raises:
+        StoreError: there is none, or one is damaged.
+    """
+    return [read_run(folder) for folder in run_folders(root)]
 
 
 def table(root: Path | str) -> pd.DataFrame:
@@ -324,16 +333,6 @@ def full_name(table: pd.DataFrame, run: str) -> str:
     if len(found) != 1:
         raise StoreError(f"got run {run!r}, which {', '.join(found) or 'none'} begins with, expected one, at the runs")
     return str(found[0])
-
-
-def seconds_per_token(root: Path | str) -> float | None:
-    """Training time per token over all finished runs under a folder, measurements not counted; None if none says.
-
-    Not in the table: a study made again, or resumed, gives the same table, and takes another time.
-    """
-    done = [run for run in read_runs(Path(root)) if "training_s" in run.summary]
-    tokens = sum(run.config.steps * run.config.batch_tokens for run in done)
-    return sum(float(run.summary["training_s"]) for run in done) / tokens if tokens else None
 
 
 def tabulate(runs: Iterable[Run]) -> pd.DataFrame:
