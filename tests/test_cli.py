@@ -1,6 +1,7 @@
 """The command line as a person or a program uses it: what it prints where, and how it exits."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,9 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert sum("left" in line for line in lines) == 3 * 6  # plain lines, for this is no terminal
-    assert lines[-1].startswith("run 3/3, r = 16: done, held-out loss ")
+    assert lines[0].startswith("3 runs to make: about ")
+    assert lines[-2].startswith("run 3/3, r = 16: done, held-out loss ")
+    assert re.fullmatch(r"took .* s; \d+ % of the estimate of .* s", lines[-1])
     return folder
 
 
@@ -151,7 +154,7 @@ def test_a_run_in_progress_is_forecast(
     folder = tmp_path / "runs" / name
     (folder / "done.json").unlink()
     lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
-    steps = [json.loads(line)["row"]["step"] for line in lines]
+    steps = [json.loads(line)["measurement"]["step"] for line in lines]
     kept = sorted(set(steps))[:4]
     (folder / "records.jsonl").write_text("".join(x for x, step in zip(lines, steps, strict=True) if step in kept))
     asked = ["forecast", str(tmp_path / "runs"), "--run", name[:6], "--steps", "24", "--max-forgetting", "0.2"]

@@ -257,13 +257,11 @@ def test_without_any_one_fsync_something_is_lost(sweep: Sweep, tmp_path: Path, r
         losses[site] = first_loss(sweep, tmp_path / f"runs-{number}", tmp_path, without=site)
     assert len(sites) >= 6
     assert all(losses.values()), losses
-    record_property(
-        "Durability", f"each fsync taken away | {len(sites)} places | something acknowledged is lost, each time"
-    )
+    record_property("Durability", f"each fsync taken away | {len(sites)} places | seen, each time: something is lost")
 
 
 def renamed_too_soon(path: Path, content: bytes) -> None:
-    """`files.write`, the content flushed only when the name is there."""
+    """content flushed only when the name is there"""
     made = path.with_name(f".{path.name}.making")
     with files._opened(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
         files._write(file, content)
@@ -273,7 +271,7 @@ def renamed_too_soon(path: Path, content: bytes) -> None:
 
 
 def folder_named_too_soon(path: Path, contents: Iterable[tuple[str, bytes]]) -> None:
-    """`files.write_folder` with the files written under the final name."""
+    """files written under the final name"""
     files.remove(path)
     files.make_folder(path)
     for name, content in contents:
@@ -282,7 +280,7 @@ def folder_named_too_soon(path: Path, contents: Iterable[tuple[str, bytes]]) -> 
 
 
 def acknowledged_too_soon(path: Path, content: bytes) -> None:
-    """`files.append`, not flushed."""
+    """not flushed"""
     with files._opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
         files._write(file, content)
 
@@ -297,9 +295,7 @@ def test_in_another_order_something_is_lost(
     monkeypatch.setattr(files, name, mutant)
     (tmp_path / "runs").mkdir()
     assert first_loss(sweep, tmp_path / "runs", tmp_path) is not None
-    record_property(
-        "Durability", f"{str(mutant.__doc__).split(', ')[-1].rstrip('.')} (`{name}`) | 1 | seen: something is lost"
-    )
+    record_property("Durability", f"`{name}` in another order: {mutant.__doc__} | 1 | seen: something is lost")
 
 
 def test_a_checkpoint_let_go_of_before_the_next_is_there_would_be_missed(
