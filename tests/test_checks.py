@@ -4,8 +4,6 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ import numpy as np
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from damage import Change, claims, config, copied, each, entries, gone, raw, tensors, tokens, vocabulary
 from holdfast import models, sources
 from holdfast.checks import check_pair, check_weights
 from holdfast.errors import ModelError
@@ -27,8 +25,6 @@ from tuned import LM, adapter, tuned_model
 PEFT = "(`is_gradient|Model has `tie_word|Setting `save_embedding|`lora_bias=True`|Adapter .default)"
 pytestmark = pytest.mark.filterwarnings(f"ignore:{PEFT}")
 
-Change = Callable[[Path], object]
-WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 LORA: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "v_proj"], **LM}
 
 
@@ -60,119 +56,6 @@ def found(base: Path, tuned: Path, *, quantised: str | None = None, spec: str | 
 def only(base: Path, tuned: Path, **options: Any) -> str:
     (finding,) = found(base, tuned, **options)
     return str(finding)
-
-
-def copied(source: Path, tmp_path: Path, *changes: Change) -> Path:
-    folder = Path(shutil.copytree(source, tmp_path / "copied"))
-    for change in changes:
-        change(folder)
-    return folder
-
-
-def raw(name: str, edit: Callable[[bytes], bytes]) -> Change:
-    return lambda f: (f / name).write_bytes(edit((f / name).read_bytes() if (f / name).is_file() else b""))
-
-
-def gone(name: str) -> Change:
-    return lambda f: (f / name).unlink()
-
-
-def parsed(name: str, edit: Callable[[dict[str, Any]], object]) -> Change:
-    def change(content: bytes) -> bytes:
-        entries = json.loads(content or b"{}")
-        edit(entries)
-        return json.dumps({key: value for key, value in entries.items() if value is not ...}).encode()
-
-    return raw(name, change)
-
-
-def entries(name: str, **new: Any) -> Change:
-    """Entries of a JSON file; `...` takes one out."""
-    return parsed(name, lambda content: content.update(new))
-
-
-def tensors(edit: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], name: str = WEIGHTS) -> Change:
-    return lambda f: save_file(edit(load_file(f / name)), f / name, metadata={"format": "pt"})
-
-
-def each(edit: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]], name: str = WEIGHTS) -> Change:
-    """Every tensor's name and values; those that come out without a name go."""
-    return tensors(lambda w: {k: v for k, v in (edit(*item) for item in w.items()) if k}, name)
-
-
-config, tokens = partial(entries, "config.json"), partial(entries, "tokenizer_config.json")
-vocabulary = partial(parsed, "tokenizer.json")
-index = partial(entries, f"{WEIGHTS}.index.json")
-claims = partial(entries, "adapter_config.json")
-
-
-def swap(one: str, two: str) -> Change:
-    """Two tokens' numbers, in the vocabulary and among the special tokens."""
-
-    def change(tokenizer: dict[str, Any]) -> None:
-        vocab, other = tokenizer["model"]["vocab"], {one: two, two: one}
-        vocab[one], vocab[two] = vocab[two], vocab[one]
-        for token in tokenizer["added_tokens"]:
-            token["content"] = other.get(token["content"], token["content"])
-
-    return vocabulary(change)
-
-
-ROW = "model.layers.1.self_attn.q_proj.weight"
-LORA_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-HEAD = "base_model.model.lm_head.weight"
-REFUSED: dict[str, tuple[list[Change], str]] = {
-    "weights cut short": ([raw(WEIGHTS, lambda b: b[:-1])], r"weights .*not fully covered.*model\.safetensors"),
-    "weights cut in the header": ([raw(WEIGHTS, lambda b: b[:100])], r"unreadable weights .*model\.safetensors"),
-    "weights empty": ([raw(WEIGHTS, lambda _: b"")], r"header too small.*model\.safetensors"),
-    "weights too long": ([raw(WEIGHTS, lambda b: b + b"x")], r"not fully covered.*model\.safetensors"),
-    "a pointer for weights": ([raw(WEIGHTS, lambda _: b"version https://git-lfs.github.com")], "unreadable weights"),
-    "overlapping tensors": ([raw(WEIGHTS, lambda b: b.replace(b"[51200,", b"[51100,"))], r"invalid offset"),
-    "a shape that does not fit": ([raw(WEIGHTS, lambda b: b.replace(b"[32]", b"[33]", 1))], "unreadable weights"),
-    "a type nobody knows": ([raw(WEIGHTS, lambda b: b.replace(b"F32", b"Q32", 1))], "unreadable weights"),
-    "no tensors": ([tensors(lambda _: {})], r"no values in any tensor.*model\.safetensors"),
-    "a hollow tensor": ([each(lambda k, v: (k, v[:0] if k == ROW else v))], rf"no values in {re.escape(ROW)}"),
-    "no weights": ([gone(WEIGHTS)], r"got no weights, expected safetensors, at .*model\.safetensors"),
-    "a pickle": ([gone(WEIGHTS), raw("pytorch_model.bin", lambda _: b"\x80")], r"pickled .*\(pytorch_model\.bin\)"),
-    "a tensor missing": ([each(lambda k, v: ("" if k == ROW else k, v))], rf"without {re.escape(ROW)} \(1 m"),
-    "a head missing": ([config(tie_word_embeddings=False)], r"without lm_head\.weight"),
-    "a compiled model's names": ([each(lambda k, v: (f"_orig_mod.{k}", v))], r"wrapper's tensor _orig_mod"),
-    "an adapter's names": ([each(lambda k, v: (f"base_model.model.{k}", v))], r"wrapper's tensor base_model"),
-    "a part missing": ([gone(WEIGHTS), index(weight_map={"x": "model-1.safetensors"})], r"no file 'model-1.*index"),
-    "a part elsewhere": ([lambda f: (f / WEIGHTS).rename(f.parent / "x"), index(weight_map={"x": "../x"})], "no file"),
-    "an index of nothing": ([gone(WEIGHTS), index(weight_map={})], r"no weight_map.*index\.json"),
-    "an index of lists": ([gone(WEIGHTS), index(weight_map={"x": ["y"]})], r"no weight_map.*index\.json"),
-    "a part without a tensor": ([lambda f: (f / WEIGHTS).rename(f / "1"), index(weight_map={"x": "1"})], "tensor x"),
-    "a broken config": ([raw("config.json", lambda b: b[:40])], r"no readable JSON.*config\.json"),
-    "a config that is a list": ([raw("config.json", lambda _: b"[]")], r"got \[\].*config\.json"),
-    "a config that is no text": ([raw("config.json", lambda _: b"\xff\xfe\0")], r"no readable JSON.*config\.json"),
-    "a broken generation config": ([raw("generation_config.json", lambda _: b"{")], r"generation_config\.json"),
-    "a classifier": ([config(architectures=["LlamaForSequenceClassification"])], r"got a LlamaForS.*config\.json"),
-    "a broken tokenizer": ([raw("tokenizer.json", lambda b: b[:500])], r"no readable JSON.*tokenizer\.json"),
-    "an unknown tokenizer": ([vocabulary(lambda t: t.update(model={"type": "Nope"}))], "expected a readable tokenizer"),
-    "code for a tokenizer": ([tokens(tokenizer_class="X", auto_map={"AutoTokenizer": ["x.X", None]})], "custom code"),
-    "two tokens swapped": ([swap("a", "b")], r"2 of the base's 400 tokens differently \('a' is \d+, not \d+"),
-    "special tokens swapped": ([swap("<|im_start|>", "<|im_end|>")], r"2 of the base's 400 tokens.*im_start"),
-    "adapter: cut short": ([raw(ADAPTER, lambda b: b[:-1])], r"unreadable weights.*adapter_model\.safetensors"),
-    "adapter: no weights": ([gone(ADAPTER)], r"no weights.*adapter_model\.safetensors"),
-    "adapter: a pickle": ([gone(ADAPTER), raw("adapter_model.bin", lambda _: b"\x80")], r"\(adapter_model\.bin\)"),
-    "adapter: half a pair": ([each(lambda k, v: ("" if k == LORA_A else k, v), ADAPTER)], "without .*lora_A"),
-    "adapter: classifying": ([claims(task_type="SEQ_CLS")], r"SEQ_CLS.*adapter_config\.json"),
-    "adapter: CorDA": ([claims(init_lora_weights="corda")], r"CorDA.*adapter_config\.json"),
-    "adapter: resized": ([tensors(lambda w: w | {HEAD: torch.zeros(408, 32)}, ADAPTER)], r"\[408, 32\].*400 rows"),
-    "adapter: a number": ([tensors(lambda w: w | {HEAD: torch.zeros(())}, ADAPTER)], r"shape \[\] of .*lm_head"),
-    "adapter: another tokenizer": ([swap("a", "b")], "2 of the base's 400 tokens differently"),
-    "adapter: broken config": ([raw("config.json", lambda _: b"{")], r"no readable JSON.*config\.json"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_hopeless_pairs_are_refused(case: str, tiny: Path, whole: Path, plain: Path, tmp_path: Path) -> None:
-    changes, message = REFUSED[case]
-    folder = copied(plain if case.startswith("adapter") else whole, tmp_path, *changes)
-    with pytest.raises(ModelError, match=message) as error:
-        found(tiny, folder)
-    assert str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize("value", [None, "x", [1], {}, {"x": {}}, -1, 1e400, "a\0b", True])

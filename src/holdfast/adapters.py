@@ -10,12 +10,14 @@ from typing import Any
 
 import peft
 import torch
-from safetensors import SafetensorError
 
 from holdfast import files
 from holdfast.config import Adapter
-from holdfast.errors import ModelError, first_line
+from holdfast.errors import ModelError, as_ours, first_line
+from holdfast.folders import read_files
+from holdfast.mistakes import show
 from holdfast.models import Base, Tuned, causal, check_finite, check_head, prompted, quiet
+from holdfast.sources import read_json
 
 
 def attach_adapter(base: Base, adapter: Adapter, *, seed: int) -> Tuned:
@@ -51,21 +53,30 @@ def load_adapter(base: Base, folder: str) -> Tuned:
     Raises:
         ModelError: not an adapter folder, made for other shapes, not finite, or it works where we could not see it.
     """
-    if not (Path(folder) / "adapter_config.json").is_file():
+    place = Path(folder) / "adapter_config.json"
+    if not place.is_file():
         raise ModelError(f"got {folder!r}, expected a PEFT adapter folder with an adapter_config.json in it")
     if not (Path(folder) / "adapter_model.safetensors").is_file():  # PEFT would unpickle an adapter_model.bin
         raise ModelError(
             f"got {folder!r} without adapter_model.safetensors, expected safetensors; pickles are not read"
         )
-    try:
-        with torch.random.fork_rng(), quiet(), warnings.catch_warnings(record=True) as heard:
-            warnings.simplefilter("always")
-            tuned = peft.PeftModel.from_pretrained(base, folder, is_trainable=False)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        raise ModelError(f"adapter {folder!r} cannot be put on this base: {first_line(error)}") from error
+    kind = read_json(place).get("peft_type")
+    if kind not in [known.value for known in peft.PeftType]:
+        raise ModelError(f"got peft_type {show(kind)}, expected one that PEFT {peft.__version__} knows, at {place}")
+    with (
+        as_ours(ModelError, lambda why: f"adapter {folder!r} cannot be put on this base: {why}"),
+        torch.random.fork_rng(),
+        quiet(),
+        warnings.catch_warnings(record=True) as heard,
+    ):
+        warnings.simplefilter("always")
+        tuned = peft.PeftModel.from_pretrained(base, folder, is_trainable=False)
     # PEFT only warns where an adapter's weights found no place: it would do nothing, and forget exactly nothing.
     if unplaced := [str(said.message) for said in heard if "missing adapter keys" in str(said.message)]:
         raise ModelError(f"adapter {folder!r}: got weights that have no place on this base: {unplaced[0]:.200}")
+    placed = peft.get_peft_model_state_dict(tuned, save_embedding_layers=True)
+    if left := sorted(read_files(Path(folder), adapter=True).tensors.keys() - placed.keys()):
+        raise ModelError(f"adapter {folder!r}: got {left[0]}, which has no place on this base, expected none such")
     check_finite(tuned, f"adapter {folder!r}")
     tuned.requires_grad_(False).eval()
     check_head(tuned, f"adapter {folder!r}")

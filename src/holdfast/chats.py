@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from holdfast.errors import DataError
+from holdfast.errors import DataError, as_ours
 from holdfast.models import Tokenizer
 
 _PLACEHOLDER = "\ue000"  # for private use: in no text
@@ -29,10 +29,15 @@ def render(messages: list[dict[str, str]], tokenizer: Tokenizer, *, place: str) 
     An answer is what rendering through it adds to rendering up to it, so no marks in the template are needed.
 
     Raises:
-        DataError: no chat template, or one that rewrites earlier turns.
+        DataError: no chat template, one that fails on this conversation, or one that rewrites earlier turns.
     """
     if tokenizer.chat_template is None:
         raise DataError(f"got a conversation, but the model's tokenizer has no chat template, at {place}")
+    with as_ours(DataError, lambda why: f"got a chat template that fails ({why}), expected a text, at {place}"):
+        return _render(messages, tokenizer, place)
+
+
+def _render(messages: list[dict[str, str]], tokenizer: Tokenizer, place: str) -> Rendered:
     text = str(tokenizer.apply_chat_template(messages, tokenize=False))
     answers = []
     for index, message in enumerate(messages):

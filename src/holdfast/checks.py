@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import gguf
-from safetensors import SafetensorError, safe_open
-
 from holdfast import models
-from holdfast.errors import ModelError, first_line
+from holdfast.errors import ModelError
+from holdfast.folders import MANTISSA, Files, read_files
 from holdfast.forgetting import Finding
+from holdfast.mistakes import show
 from holdfast.models import Tokenizer
 from holdfast.sources import Candidate, read_json
 
 _Found: TypeAlias = Iterator[tuple[str, str]]  # what a finding is, and its consequence
-_Header: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]  # each tensor's type and shape
 
-_JSON = ("adapter_config", "generation_config", "tokenizer", "tokenizer_config", "special_tokens_map", "added_tokens")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 # Parts of tensors' names: the output head, the embeddings, wrappers' marks, and what is not of the layers' weights.
@@ -37,9 +34,6 @@ _WRAPPED = ("_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.", ".base_l
 _ASIDE = re.compile(rf"{'|'.join(_HEADS)}|rotary_emb\.inv_freq$|(attn|attention)\.(masked_)?bias$")
 
 _OTHER_HEADS = re.compile(r"\w+For(SequenceClassification|TokenClassification|QuestionAnswering|RewardModel)\w*")
-
-# Bits of precision of the types that safetensors names.
-_MANTISSA = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
 
 # Settings that change what a model computes from the same weights; the last two are `_rope`'s.
 _FUNCTION = (
@@ -100,27 +94,6 @@ _ROLES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Files:
-    """What a model's files say; `config` is the language model's part of it. A GGUF file has none."""
-
-    path: Path
-    config: Mapping[str, Any]
-    tensors: _Header
-
-    def rows(self) -> int | None:
-        """Of the vocabulary."""
-        size = self.config.get("vocab_size", *self.tensors.get("token_embd.weight", ("", ()))[1][:1])
-        return size if isinstance(size, int) else None
-
-    def quantised(self) -> str | None:
-        """By what method, or in which of GGUF's types."""
-        if self.path.is_file():
-            return ", ".join(sorted({kind for kind, _ in self.tensors.values()} - set(_MANTISSA))) or None
-        config = self.config.get("quantization_config")
-        return str(config.get("quant_method", "bitsandbytes")) if isinstance(config, dict) else None
-
-
 def check_pair(
     *, base: str, path: Path, candidate: Candidate, quantised: str | None, tokenizer: Tokenizer
 ) -> tuple[Finding, ...]:
@@ -132,8 +105,8 @@ def check_pair(
     Raises:
         ModelError: a file is damaged, missing or a pickle; or no number about the pair could mean anything.
     """
-    ours = _read(path, adapter=False)
-    theirs = _read(candidate.path, adapter=candidate.adapter)
+    ours = read_files(path, adapter=False)
+    theirs = read_files(candidate.path, adapter=candidate.adapter)
     config = candidate.adapter_config
     parts = [_adapter(ours, theirs, config, base, quantised) if candidate.adapter else _whole(ours, theirs)]
     parts += [] if quantised else [_quantised(ours, theirs, config)]
@@ -160,58 +133,7 @@ def check_weights(candidate: Candidate, weights_fingerprint: str, dtype: str) ->
     return (Finding(what=what, consequence="whatever differs between the two bases counts as forgetting"),)
 
 
-def _read(path: Path, *, adapter: bool) -> _Files:
-    if path.is_file():
-        return _Files(path=path, config={}, tensors=_header(path))
-    for file in (path / f"{name}.json" for name in _JSON):
-        if file.is_file():
-            read_json(file)
-    if not adapter and (path / "adapter_config.json").is_file():
-        raise ModelError(f"got an adapter, expected a whole model as the base, at {path / 'adapter_config.json'}")
-    config = {} if adapter and not (path / "config.json").is_file() else read_json(path / "config.json")
-    inner = config.get("text_config")
-    files = _weight_files(path, "adapter_model.safetensors" if adapter else "model.safetensors")
-    tensors = {name: entry for file in files for name, entry in _header(file).items()}
-    hollow = [name for name, (_, shape) in tensors.items() if 0 in shape]  # a sharded trainer's parts, never gathered
-    if hollow or not tensors:
-        raise ModelError(f"got no values in {hollow[0] if hollow else 'any tensor'}, expected weights, at {files[0]}")
-    return _Files(path=path, config=config | inner if isinstance(inner, dict) else config, tensors=tensors)
-
-
-def _weight_files(folder: Path, name: str) -> list[Path]:
-    index = folder / f"{name}.index.json"
-    if (folder / name).is_file():
-        return [folder / name]
-    if not index.is_file():
-        pickles = [f.name for f in folder.iterdir() if f.suffix in {".bin", ".pt", ".pth"} and "model" in f.name]
-        got = f"only pickled weights ({min(pickles)}), which can run code" if pickles else "no weights"
-        raise ModelError(f"got {got}, expected safetensors, at {folder / name}")
-    parts = read_json(index).get("weight_map")
-    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()) or not parts:
-        raise ModelError(f"got no weight_map, expected the weights' files by name, at {index}")
-    for part in set(parts.values()):
-        if Path(part).name != part or not (folder / part).is_file():
-            raise ModelError(f"got no file {part!r}, expected it as {index.name} names it, at {folder}")
-        absent = {tensor for tensor in parts if parts[tensor] == part} - set(_header(folder / part))
-        if absent:
-            raise ModelError(f"got no tensor {min(absent)}, expected it as {index.name} says, at {folder / part}")
-    return [folder / part for part in sorted(set(parts.values()))]
-
-
-def _header(file: Path) -> _Header:
-    """Opening a safetensors file checks that its header is sound and covers the file to the last byte."""
-    try:
-        if file.suffix == ".gguf":
-            found = gguf.GGUFReader(file).tensors
-            return {t.name: (t.tensor_type.name, tuple(int(n) for n in reversed(t.shape))) for t in found}
-        with safe_open(file, framework="np") as tensors:
-            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  (not a mapping)
-            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    except (SafetensorError, OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise ModelError(f"got unreadable weights ({first_line(error)}), expected whole, at {file}") from error
-
-
-def _whole(ours: _Files, theirs: _Files) -> _Found:
+def _whole(ours: Files, theirs: Files) -> _Found:
     if theirs.path.is_dir() and ours.path.is_dir():
         _check_complete(ours, theirs)
     one, two = ours.rows(), theirs.rows()
@@ -230,7 +152,7 @@ def _whole(ours: _Files, theirs: _Files) -> _Found:
         yield f"the configs differ: {', '.join(differ)}", consequence
 
 
-def _check_complete(ours: _Files, theirs: _Files) -> None:
+def _check_complete(ours: Files, theirs: Files) -> None:
     """What a folder lacks of its model would be made up at random when it is loaded."""
     other = _OTHER_HEADS.search(str(theirs.config.get("architectures")))
     if other:
@@ -251,14 +173,14 @@ def _check_complete(ours: _Files, theirs: _Files) -> None:
         raise ModelError(f"got {got}, expected all that the model has, at {theirs.path}")
 
 
-def _precision(ours: _Files, theirs: _Files) -> _Found:
+def _precision(ours: Files, theirs: Files) -> _Found:
     """Of the type that most of the weights have."""
     one, two = Counter[str](), Counter[str]()
     for sizes, files in ((one, ours), (two, theirs)):
         for kind, shape in files.tensors.values():
-            sizes[kind] += math.prod(shape) if kind in _MANTISSA else 0
-    before, after = (max(_MANTISSA, key=lambda kind, of=sizes: of[kind]) for sizes in (one, two))  # type: ignore[misc]
-    if one[before] and two[after] and _MANTISSA[after] < _MANTISSA[before] and not theirs.quantised():
+            sizes[kind] += math.prod(shape) if kind in MANTISSA else 0
+    before, after = (max(MANTISSA, key=lambda kind, of=sizes: of[kind]) for sizes in (one, two))  # type: ignore[misc]
+    if one[before] and two[after] and MANTISSA[after] < MANTISSA[before] and not theirs.quantised():
         alike = "; measured in bfloat16, both are rounded alike" if after == "BF16" else ""
         consequence = f"the rounding of its weights is part of the number{alike}"
         yield f"the tuned model is saved in {after}, the base in {before}", consequence
@@ -275,7 +197,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return found if theta is None else found | rope
 
 
-def _quantised(ours: _Files, theirs: _Files, adapter: Mapping[str, Any]) -> _Found:
+def _quantised(ours: Files, theirs: Files, adapter: Mapping[str, Any]) -> _Found:
     base, tuned, card = ours.quantised(), theirs.quantised(), theirs.path / "README.md"
     if base:
         consequence = "what quantising did is not in the number; give the unquantised base, and this one as --quantised"
@@ -290,7 +212,7 @@ def _quantised(ours: _Files, theirs: _Files, adapter: Mapping[str, Any]) -> _Fou
         yield "the adapter was trained on a quantised base", consequence
 
 
-def _code(theirs: _Files) -> _Found:
+def _code(theirs: Files) -> _Found:
     scripts = sorted(file.name for file in theirs.path.glob("modeling_*.py"))
     if theirs.config.get("auto_map") or scripts:
         code = ", ".join(scripts) or "auto_map in config.json"
@@ -298,7 +220,7 @@ def _code(theirs: _Files) -> _Found:
         yield f"the tuned model comes with code of its own ({code})", consequence
 
 
-def _adapter(ours: _Files, theirs: _Files, config: Mapping[str, Any], base: str, quantised: str | None) -> _Found:
+def _adapter(ours: Files, theirs: Files, config: Mapping[str, Any], base: str, quantised: str | None) -> _Found:
     _check_adapter(ours, theirs, config)
     yield from _trained_on(ours, config, base, quantised)
     init = "kasa" if config.get("kasa_config") else str(config.get("init_lora_weights")).lower()
@@ -318,13 +240,15 @@ def _adapter(ours: _Files, theirs: _Files, config: Mapping[str, Any], base: str,
         yield f"the adapter {what}", _PARTS[what]
 
 
-def _check_adapter(ours: _Files, theirs: _Files, config: Mapping[str, Any]) -> None:
+def _check_adapter(ours: Files, theirs: Files, config: Mapping[str, Any]) -> None:
     """Refuse what PEFT cannot load on this base, or would load in part without saying so."""
     place = theirs.path / "adapter_config.json"
     if config.get("task_type") not in (None, "CAUSAL_LM", "FEATURE_EXTRACTION"):
         raise ModelError(f"got an adapter for {config['task_type']}, expected one for CAUSAL_LM, at {place}")
     if str(config.get("init_lora_weights")).lower().startswith("corda"):
         raise ModelError(f"got a CorDA adapter, which PEFT cannot load on its base ({_CONVERT}), at {place}")
+    if config.get("peft_type") == "LORA":
+        _check_lora(theirs, config, place)
     for name, (_, shape) in theirs.tensors.items():
         twin = re.sub(r"lora_([AB])\b(?!.*bias$)", lambda found: "lora_B" if found[1] == "A" else "lora_A", name)
         if twin not in theirs.tensors:
@@ -335,7 +259,23 @@ def _check_adapter(ours: _Files, theirs: _Files, config: Mapping[str, Any]) -> N
             raise ModelError(f"got shape {list(shape)} of {name}, expected {expected}, at {theirs.path}")
 
 
-def _trained_on(ours: _Files, config: Mapping[str, Any], base: str, quantised: str | None) -> _Found:
+def _check_lora(theirs: Files, config: Mapping[str, Any], place: Path) -> None:
+    """PEFT takes any word for true, and makes room for whatever rank it is told before it looks at the weights."""
+    for key in ("use_rslora", "use_dora", "fan_in_fan_out"):
+        if not isinstance(config.get(key, False), bool | None):
+            raise ModelError(f"got {key} {show(config[key])}, expected true or false, at {place}")
+    r, alpha = config.get("r", 8), config.get("lora_alpha", 8)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ModelError(f"got lora_alpha {show(alpha)}, expected a number, at {place}")
+    ranks = {name: shape[0] for name, (_, shape) in theirs.tensors.items() if name.endswith("lora_A.weight") and shape}
+    pattern = config.get("rank_pattern") or {}
+    known = [r, *(pattern.values() if isinstance(pattern, dict) else ())] if isinstance(r, int) else []
+    other = next((name for name, rank in ranks.items() if rank not in known), None)
+    if other and not config.get("target_parameters"):
+        raise ModelError(f"got r {show(r)}, expected {ranks[other]} as {other} has it, at {place}")
+
+
+def _trained_on(ours: Files, config: Mapping[str, Any], base: str, quantised: str | None) -> _Found:
     named, revision = str(config.get("base_model_name_or_path") or "").replace("\0", ""), config.get("revision")
     same = _identity(base) | _identity(str(ours.path)) | _identity(quantised or base)
     consequence = "whatever differs between the two counts as forgetting"
@@ -354,7 +294,7 @@ def _identity(spec: str) -> set[str]:
     """What a model can be recognised by: its place on this machine, and its name on the hub."""
     snapshot, path = _SNAPSHOT.search(spec), Path(spec)
     hub = "/".join(snapshot.groups()) if snapshot else spec if path.exists() else spec.partition("@")[0]
-    return {str(path.resolve()), hub}
+    return {os.path.realpath(path), hub}
 
 
 def _tokenizers(ours: Tokenizer, candidate: Candidate, rows: int | None) -> _Found:
@@ -363,10 +303,7 @@ def _tokenizers(ours: Tokenizer, candidate: Candidate, rows: int | None) -> _Fou
         if not candidate.adapter:
             yield "the tuned model carries no tokenizer", f"{_BASES}; if it was trained with another, so is the number"
         return
-    try:
-        theirs = models.load_tokenizer(str(path))
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise ModelError(f"got {first_line(error)}, expected a readable tokenizer, at {path}") from error
+    theirs = models.load_tokenizer(str(path))
     yield from _vocabularies(ours, theirs, path, rows)
     for role, consequence in _ROLES.items():
         one, two = getattr(ours, role), getattr(theirs, role)

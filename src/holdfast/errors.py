@@ -4,7 +4,9 @@ Every message reads: got X, expected Y, at path Z. Each class is also the standa
 Exit code 1 is reserved for our own bugs: anything that is not a `HoldfastError`.
 """
 
+import contextlib
 import errno
+from collections.abc import Callable, Iterator
 
 
 class HoldfastError(Exception):
@@ -77,3 +79,17 @@ def first_line(error: BaseException) -> str:
     """Of another library's message: enough to know what it means, the second line too where the first announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return f"{' '.join(lines[: 2 if lines[0].endswith(':') else 1]):.300}"
+
+
+@contextlib.contextmanager
+def as_ours(kind: type[HoldfastError], say: Callable[[str], str]) -> Iterator[None]:
+    """Whatever goes wrong inside, as a refusal that `say` words around its first line; ours and out of memory pass.
+
+    For another library given a stranger's file: what its values lead to is every kind of error that Python has.
+    """
+    try:
+        yield
+    except (HoldfastError, MemoryError):
+        raise
+    except Exception as error:
+        raise kind(say(first_line(error))) from error

@@ -23,12 +23,11 @@ import peft
 import torch
 import transformers
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast import builtin, sources
-from holdfast.errors import ConfigError, ModelError, first_line
+from holdfast import builtin, folders, sources
+from holdfast.errors import ConfigError, ModelError, as_ours
 from holdfast.metrics import Head
 
 log = logging.getLogger(__name__)
@@ -48,10 +47,8 @@ def choose_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    with as_ours(ConfigError, lambda why: f"got {device!r} ({why}), expected auto, cpu, cuda, …, at device"):
         torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"got {device!r} ({first_line(error)}), expected auto, cpu, cuda, …, at device") from error
     return device
 
 
@@ -128,13 +125,32 @@ def load_tokenizer(spec: str) -> Tokenizer:
     """The tokenizer that belongs to a model spec.
 
     Raises:
-        ModelError: none can be loaded from there.
+        ModelError: none can be loaded from there, or the token it ends a text with has no row in the model.
     """
     path = locate(spec)
-    try:
-        return _read_tokenizer(path)
-    except Exception as error:  # the library underneath raises bare ones
-        raise ModelError(f"no tokenizer can be loaded for model {spec!r}: {first_line(error)}") from error
+    config = _config(path)
+    with as_ours(ModelError, lambda why: f"got {why}, expected a readable tokenizer, at {path}"):
+        tokenizer = _read_tokenizer(path)
+    tokenizer.model_max_length = _ENDLESS  # windows are ours; a wrong limit would warn, or raise
+    rows, end = getattr(config, "vocab_size", None), tokenizer.eos_token_id
+    if rows is not None and end is not None and end >= rows:
+        got = f"an end of text {str(tokenizer.eos_token)!r} numbered {end}"
+        raise ModelError(f"got {got}, expected one below the model's {rows} rows, at {path}")
+    return tokenizer
+
+
+_ENDLESS = int(1e30)  # as transformers has it where nothing is known
+
+
+def _config(path: Path) -> Any:
+    """A model folder's config, None elsewhere; the library reads it for a tokenizer too, and would blame that."""
+    if path.is_file():
+        return None
+    folders.check_json(path)
+    if (path / "adapter_config.json").is_file() or not (path / "config.json").is_file():
+        return None
+    with as_ours(ModelError, lambda why: f"got a config that is of no use ({why}), at {path / 'config.json'}"), quiet():
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
 QUANTISATIONS = ("4bit", "8bit")
@@ -150,6 +166,7 @@ def load_base(spec: str, *, dtype: str, device: str, quantisation: str | None = 
             quantised and bitsandbytes is not installed.
     """
     path = locate(spec)
+    folders.read_files(path, adapter=False)
     model = _read(path, spec, getattr(torch, dtype), quantisation, device)
     model.name_or_path = model.config._name_or_path = spec.partition("@")[0]  # what an adapter's config calls its base
     check_finite(model, f"model {spec!r}")
@@ -158,6 +175,14 @@ def load_base(spec: str, *, dtype: str, device: str, quantisation: str | None = 
     model.requires_grad_(False).eval()
     check_head(model, f"model {spec!r} ({model.config.model_type})")
     return model
+
+
+# What the library says instead, and why only to its log.
+_SHAPES = {
+    "You set `ignore_mismatched_sizes` to `False`, thus raising an error. For details look at the above report!": (
+        "its weights have other shapes than its config.json says"
+    )
+}
 
 
 def _read(path: Path, spec: str, dtype: torch.dtype, quantisation: str | None, device: str) -> Base:
@@ -169,24 +194,22 @@ def _read(path: Path, spec: str, dtype: torch.dtype, quantisation: str | None, d
         if quantisation == "4bit":
             bits |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}  # type: ignore[dict-item]
         options = {"quantization_config": transformers.BitsAndBytesConfig(**bits), "device_map": {"": device}}
-    try:
+    config = _config(path)
+    with as_ours(ModelError, lambda why: f"model {spec!r} cannot be loaded: {_SHAPES.get(why, why)}, at {path}"):
         if path.is_file():
             return _read_gguf(path, dtype)
         with quiet():
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             both: Any = AutoModelForCausalLM.from_pretrained(
                 path, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False,
                 output_loading_info=True, **options,
             )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, SafetensorError) as error:
-        raise ModelError(f"model {spec!r} cannot be loaded: {first_line(error)}") from error
-    model, loaded = both
+    read: Base = both[0]
+    loaded = both[1]
     if loaded["missing_keys"] and quantisation is None:  # transformers makes them up at random
         missing = sorted(loaded["missing_keys"])
         raise ModelError(
             f"model {spec!r}: got no weights for {', '.join(missing[:3])}, expected all of them, at {path}"
         )
-    read: Base = model
     return read
 
 
@@ -208,14 +231,13 @@ def check_head(model: Base | Tuned, place: str) -> None:
         ModelError: they are not, on eight tokens.
     """
     ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
-    try:
-        with torch.no_grad():
-            positions = torch.arange(8, device=model.device)[None]
-            got = head_of(model).logits(hidden_states(model, ids=ids, positions=positions))
-            with autocast(model), quiet():
-                expected = model(input_ids=ids).logits[:, -8:].float()
-    except (RuntimeError, AssertionError) as error:  # a library's own shapes, such as bitsandbytes' on a CPU
-        raise ModelError(f"{place}: cannot make a forward pass: {first_line(error)}") from error
+    with as_ours(ModelError, lambda why: f"{place}: cannot make a forward pass: {why}"), torch.no_grad():
+        positions = torch.arange(8, device=model.device)[None]
+        got = head_of(model).logits(hidden_states(model, ids=ids, positions=positions))
+        with autocast(model), quiet():
+            expected = model(input_ids=ids).logits[:, -8:].float()
+    if not torch.isfinite(expected).all():
+        raise ModelError(f"{place}: got a prediction that is NaN or infinite, expected finite ones")
     if got.shape != expected.shape or not torch.allclose(got, expected, rtol=0.02, atol=0.02 * float(expected.std())):
         raise ModelError(
             f"{place}: got logits that are not its final hidden states under its output head (a scale, or an adapter "

@@ -73,6 +73,8 @@ def locate(spec: str) -> Path:
         ModelError: nothing there, or the hub cannot be reached.
     """
     there = on_disk(spec)
+    if there is not None and there.is_file() and there.suffix != ".gguf":
+        raise ModelError(f"got a file, expected a model's folder or a .gguf file, at {there}")
     if there is not None:
         return there
     name, _, revision = spec.partition("@")
@@ -135,6 +137,7 @@ def _candidate(path: Path, name: str, step: int | None = None) -> Candidate:
     state = path / "trainer_state.json"
     if step is None and state.is_file():
         step = read_json(state).get("global_step")
+        step = step if isinstance(step, int) else None
     return Candidate(name=name, path=path, adapter=path.is_dir() and _kind(path) == "adapter", step=step)
 
 

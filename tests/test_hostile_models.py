@@ -1,0 +1,79 @@
+"""Malformed models and adapters at the command line: exit code 3 and the place, before any training."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import peft
+import pytest
+from transformers import AutoTokenizer
+
+from hostile import command, write_study
+from hostile_models import FOLDERS, RIGHT, Folder, Kind
+from hostile_texts import GOOD, SUMS, lines
+from tuned import LM, adapter, shaken, tuned_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries that make the models, as anyone would
+
+
+@pytest.fixture(scope="module")
+def good(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
+    """A fine-tuned model, a base, and an adapter with the tokenizer beside it."""
+    root = tmp_path_factory.mktemp("good")
+    whole = tuned_model(tiny, root / "whole", lambda m: shaken(m, std=0.05, only=lambda name: "layers" in name))
+    lora = adapter(tiny, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], **LM), root / "lora")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(lora)
+    return {"whole": whole, "base": whole, "adapter": lora}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, cache: Path) -> Path:
+    """A folder with a target and a retained text."""
+    (tmp_path / "sums.jsonl").write_bytes(lines(SUMS))
+    (tmp_path / "kelp.jsonl").write_bytes(GOOD)
+    return tmp_path
+
+
+def test_there_are_more_than_a_hundred() -> None:
+    assert len({(case.group, case.name) for case in FOLDERS}) == len(FOLDERS) >= 140
+
+
+CASES = [(case, kind) for case in FOLDERS for kind in case.kinds]
+
+
+@pytest.mark.parametrize(("case", "kind"), CASES, ids=[f"{case.group}-{case.name}-{kind}" for case, kind in CASES])
+def test_a_malformed_folder_is_refused(
+    tiny: Path, good: dict[Kind, Path], folder: Path, case: Folder, kind: Kind
+) -> None:
+    made = Path(shutil.copytree(good[kind], folder / "made"))
+    case.make(made)
+    answers = []
+    if kind != "base":
+        answers += [command("measure", tiny, made, "--text", "kelp.jsonl", "--dtype", "float32", folder=folder)]
+    else:
+        answers += [command("measure", made, tiny, "--text", "kelp.jsonl", "--dtype", "float32", folder=folder)]
+        study = write_study(folder, model=made, target="sums.jsonl", retain="kelp.jsonl")
+        answers += [command("sweep", study, folder=folder)]
+    for answer in answers:
+        assert answer.code == 3, answer.err
+        assert re.search(case.message, answer.refusal[-1]), answer.err
+        assert str(made) in answer.refusal[-1]
+        assert len(answer.refusal[-1]) < 900
+        assert not answer.out
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_only_odd_gives_the_same_numbers(tiny: Path, good: dict[Kind, Path], folder: Path, name: str) -> None:
+    kind, changes = RIGHT[name]
+    made = Path(shutil.copytree(good[kind], folder / "made"))
+    for change in changes:
+        change(made)
+    numbers = []
+    for tuned in (good[kind], made):
+        answer = command("measure", tiny, tuned, "--text", "kelp.jsonl", "--dtype", "float32", "--json", folder=folder)
+        assert answer.code == 0, answer.err
+        numbers.append(json.loads(answer.out)["checkpoints"][0]["texts"])
+    assert numbers[0] == numbers[1]
+    assert numbers[0][0]["kl_base_tuned"]["value"] > 1e-4
