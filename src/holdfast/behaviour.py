@@ -137,7 +137,71 @@ class ChoiceResult:
         )
 
 
-TaskResult: TypeAlias = ChoiceResult | RefusalResult | RefusalOdds
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutcomeResult:
+    """Items that another tool calls right or wrong, put to base and tuned alike, with what each said where it wrote."""
+
+    task: str
+    metric: str
+    items: tuple[str, ...]
+    prompts: tuple[str, ...]
+    base: npt.NDArray[np.bool_]
+    tuned: npt.NDArray[np.bool_]
+    base_says: tuple[str, ...]
+    tuned_says: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The task with its metric."""
+        return f"{self.task}, {self.metric}"
+
+    @property
+    def accuracy(self) -> PairedShares:
+        """What each model got right, and the change between them."""
+        return PairedShares.of(base=self.base, tuned=self.tuned)
+
+    @property
+    def agreement(self) -> Share:
+        """Items of which both models say the same, word for word."""
+        same = sum(b == t for b, t in zip(self.base_says, self.tuned_says, strict=True))
+        return Share(count=same, n=len(self.items))
+
+    def in_words(self) -> str:
+        """What was right and is no more."""
+        accuracy = self.accuracy
+        said = f"{self.name}: {percent(accuracy.base)} → {percent(accuracy.tuned)} ({_verdict(accuracy)})"
+        return f"{said}; {accuracy.lost} lost, {accuracy.gained} gained"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold; items are in `to_frame`."""
+        return {
+            "task": self.task,
+            "kind": "outcomes",
+            "protocol": {"metric": self.metric, "description": "as lm-evaluation-harness has it"},
+            "items": len(self.items),
+            "accuracy": self.accuracy.to_dict(),
+            "same_words": self.agreement.to_dict(),
+            "lost": self.accuracy.lost,
+            "gained": self.accuracy.gained,
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per item."""
+        return pd.DataFrame(
+            {
+                "task": self.task,
+                "protocol": self.metric,
+                "item": self.items,
+                "prompt": self.prompts,
+                "base_right": self.base,
+                "tuned_right": self.tuned,
+                "base_text": self.base_says,
+                "tuned_text": self.tuned_says,
+            }
+        )
+
+
+TaskResult: TypeAlias = ChoiceResult | OutcomeResult | RefusalResult | RefusalOdds
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

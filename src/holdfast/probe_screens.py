@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
-from holdfast.behaviour import ChoiceResult, ProbedModel, ProbeReport, TaskResult
+from holdfast.behaviour import ChoiceResult, OutcomeResult, ProbedModel, ProbeReport, TaskResult
 from holdfast.proportions import PairedShares, Share, percent
 from holdfast.questions import DESCRIBED
 from holdfast.refusals import RefusalOdds, RefusalResult, Said
@@ -52,12 +53,14 @@ def _protocol(result: TaskResult) -> str:
         return f"{len(result.items):,} items; {DESCRIBED[result.protocol]}"
     if isinstance(result, RefusalResult):
         return f"{len(result.items):,} prompts; {result.protocol}; judged by {result.judge}"
+    if isinstance(result, OutcomeResult):
+        return f"{len(result.items):,} items; as lm-evaluation-harness has it"
     return f"{len(result.items):,} prompts; {result.protocol}"
 
 
 def _show(result: TaskResult) -> None:
     grid = Table.grid(padding=(0, 3))
-    lines = {ChoiceResult: _choices, RefusalResult: _refusals, RefusalOdds: _odds}[type(result)](result)  # type: ignore[operator]
+    lines = _LINES[type(result)](result)
     for name, said in lines:
         grid.add_row(f"  {name}", said)
     out().print(grid)
@@ -103,6 +106,23 @@ def _odds(result: RefusalOdds) -> list[tuple[str, str]]:
     ]
 
 
+def _outcomes(result: OutcomeResult) -> list[tuple[str, str]]:
+    accuracy = result.accuracy
+    return [
+        ("right", changed(accuracy)),
+        ("items", f"{accuracy.lost} lost, {accuracy.gained} gained"),
+        ("same words as base", ranged(result.agreement)),
+    ]
+
+
+_LINES: Mapping[type, Callable[[Any], list[tuple[str, str]]]] = {
+    ChoiceResult: _choices,
+    OutcomeResult: _outcomes,
+    RefusalResult: _refusals,
+    RefusalOdds: _odds,
+}
+
+
 def _show_pairs(result: RefusalResult) -> None:
     for pair in result.side_by_side(each=_SHOWN, seed=0):
         out().print(f"  [dim]{pair.picked}[/]  {escape(_line(pair.prompt, 200))}", soft_wrap=True)
@@ -118,8 +138,8 @@ def _line(text: str, length: int) -> str:
 def _compare(rows: Rows) -> None:
     table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
     table.add_column("\nmodel", overflow="fold")
-    heads, base = {ChoiceResult: _CHOICES, RefusalResult: _REFUSALS, RefusalOdds: _ODDS}[type(rows[0][1])], rows[0][1]
-    for head in heads:
+    base = rows[0][1]
+    for head in _HEADS[type(base)]:
         table.add_column(head, justify="right")
     table.add_row("[dim]base[/]", *_base_cells(base))
     for model, result in rows:
@@ -140,6 +160,8 @@ _REFUSALS = (
     "own answers,\nnats/token",
 )
 _ODDS = ("log-odds,\nnats", "\nchange", "refusal\nlikelier")
+_OUTCOMES = ("\nright", "change, points,\n95 % interval", "lost,\ngained", "same words\nas base")
+_HEADS = {ChoiceResult: _CHOICES, OutcomeResult: _OUTCOMES, RefusalResult: _REFUSALS, RefusalOdds: _ODDS}
 
 
 def _good(result: TaskResult) -> str:
@@ -152,7 +174,7 @@ def _colour(shares: PairedShares, good: str) -> str:
 
 
 def _shares(result: TaskResult) -> PairedShares:
-    if isinstance(result, ChoiceResult):
+    if isinstance(result, ChoiceResult | OutcomeResult):
         return result.accuracy
     return result.refusals if isinstance(result, RefusalResult) else result.favoured
 
@@ -163,7 +185,7 @@ def _base_cells(result: TaskResult) -> tuple[str, ...]:
         return "", share, "", ""
     if isinstance(result, RefusalResult):
         return share, "", "", _unusable(result.base), ""
-    return str(result.base_odds), "", share
+    return (share, "", "", "") if isinstance(result, OutcomeResult) else (str(result.base_odds), "", share)
 
 
 def _cells(result: TaskResult) -> tuple[str, ...]:
@@ -176,6 +198,8 @@ def _cells(result: TaskResult) -> tuple[str, ...]:
         forgotten = percent(result.forgotten) if result.forgotten.n else "–"
         own = str(result.own_answers)
         return share, f"[{colour}]{change(shares)}[/]", f"[bold]{forgotten}[/]", _unusable(result.tuned), own
+    if isinstance(result, OutcomeResult):
+        return share, f"[{colour}]{change(shares)}[/]", f"{shares.lost}, {shares.gained}", percent(result.agreement)
     return "", f"[bold]{result.change}[/]", share
 
 

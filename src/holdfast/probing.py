@@ -48,8 +48,8 @@ def probe(
         base: the untuned model; None where the adapters' own configs name it. It is always loaded as itself, never as
             a tuned model with its adapter switched off.
         tasks: `arc_challenge`, `arc_easy`; `advbench`, `xstest`; a file or hub set of questions or prompts (see
-            `items.read_items`); `refusal_logodds`, or `refusal_logodds:` and a set of prompts, for which no tuned model
-            writes anything.
+            `items.read_items`); `lm_eval:` and the name of a task of lm-evaluation-harness; `refusal_logodds`, or
+            `refusal_logodds:` and a set of prompts, for which no tuned model writes anything.
         protocols: how choices are scored, of `questions.PROTOCOLS`; the same items under several are several results.
         limit: items of each task, the same ones however many more there are; None: all.
         max_new_tokens: of an answer to a prompt.
@@ -135,6 +135,10 @@ class _Asked:
 
     def probes(self, task: str, limit: int | None) -> Sequence[Probe]:
         """What a task puts to each model."""
+        if task.startswith("lm_eval:"):
+            from holdfast.integrations.lm_eval import harness_probes
+
+            return harness_probes(task, tokenizer=self.tokenizer, limit=limit)
         name, _, of = task.partition(":")
         odds = name == LOG_ODDS
         items = read_items((of or "advbench") if odds else task).sample(limit)
