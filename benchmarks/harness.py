@@ -2,9 +2,9 @@
 
     python benchmarks/harness.py --items 200 --dtype float32
 
-Both have the model loaded before the clock starts and do all the rest within it: items, prompts, tokens, forward passes,
-accuracy. lm-evaluation-harness runs its `hf` backend with the fastest of several batch sizes, found on a part of the items.
-They take turns; the ratio is that of the medians. Log-likelihoods and both accuracies must be equal.
+Both have the model loaded before the clock starts and do all the rest within it: items, prompts, tokens, forward
+passes, accuracy. lm-evaluation-harness runs its `hf` backend with the fastest of several batch sizes, found on a part
+of the items. They take turns; the ratio is that of the medians. Log-likelihoods and both accuracies must be equal.
 """
 
 from __future__ import annotations
