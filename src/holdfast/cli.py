@@ -90,13 +90,20 @@ def sweep(
 
 
 @app.command()
-def status(runs: Runs, as_json: Json = False) -> None:
+def status(
+    runs: Runs,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep it current until every run has ended.")] = False,
+    as_json: Json = False,
+) -> None:
     """How every run stands: done, running, stopped, waiting, or why it failed; how far it is, and what is left.
 
-    Example: `holdfast status runs`
+    Example: `holdfast status runs --watch`
     """
     from holdfast import progress, sweep_screens
 
+    if watch and not as_json:
+        sweep_screens.watch_status(runs)
+        return
     found = progress.status(runs)
     if as_json:
         _print_json({"runs": [run.to_dict() for run in found], "seconds_left": progress.seconds_left(found)})

@@ -1,0 +1,66 @@
+"""How runs stand, as a person reads it; and that a study's own words cannot act in a terminal."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from holdfast import progress, sweep_screens
+from holdfast.display import visible
+from test_cli import run
+from test_store import made, measured
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    text = io.StringIO()
+    monkeypatch.setattr(
+        sweep_screens, "out", lambda: Console(file=text, force_terminal=True, color_system=None, width=90)
+    )
+    return text
+
+
+def test_runs_stand_side_by_side_by_what_they_differ_in(tmp_path: Path, shown: io.StringIO) -> None:
+    made(tmp_path, r=2, rows=tuple(measured(step, 0.1 * step) for step in range(5)))
+    made(tmp_path, r=16, rows=(measured(0), measured(1)), end="in progress")
+    made(tmp_path, r=8, end="failed")
+    sweep_screens.show_status(progress.status(tmp_path))
+    text = shown.getvalue()
+    done = next(line for line in text.splitlines() if " done " in line)
+    assert "4/4" in done
+    assert "▁▃▅▆█ 0.400 keep" in done
+    assert text.index(" done ") < text.index(" stopped ") < text.index(" failed ")
+    assert "failed: because" in text
+    assert "3 runs: 1 done, 1 stopped, 1 failed" in text
+    assert "all with method lora, learning rate 0.001, seed 0, target learn" in " ".join(text.split())
+
+
+def test_watching_ends_when_every_run_has(tmp_path: Path, shown: io.StringIO) -> None:
+    made(tmp_path, rows=(measured(0), measured(4)))
+    sweep_screens.watch_status(tmp_path, every_s=0)
+    assert "1 run: 1 done" in shown.getvalue()
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[2J\x1b[31mred", "[bold]x[/]", "[/]", "a\rb\x07", "\u202eabc", "\u2028x"])
+def test_a_reason_from_elsewhere_cannot_act(hostile: str, tmp_path: Path, shown: io.StringIO) -> None:
+    one = progress.status(made(tmp_path, end="failed").parent)[0]
+    changed = progress.RunStatus(
+        **{**vars(one), "reason": hostile, "run": hostile, "about": {**one.about, "target": hostile}}
+    )
+    sweep_screens.show_status([one, changed])
+    text = shown.getvalue()
+    assert not set(text) & {"\x1b", "\r", "\x07", "\u202e", "\u2028"}
+    assert " ".join(str(visible(hostile)).split()) in " ".join(text.split())
+
+
+def test_status_as_json_is_only_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(tmp_path, rows=(measured(0), measured(4)))
+    code, out, err = run(["status", str(tmp_path), "--json"], monkeypatch, capsys)
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["seconds_left"] == 0
+    assert found["runs"][0]["standing"] == "done"
