@@ -1,6 +1,8 @@
 """A small real sweep of a tiny model: made once, read back at once, and honest about what went wrong."""
 
 import json
+import shutil
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +11,8 @@ import yaml
 
 import holdfast
 from holdfast import store, sweeps
-from holdfast.errors import ConfigError, DataError
+from holdfast.errors import ConfigError, DataError, Interrupted
+from holdfast.interrupts import Stop
 
 
 @pytest.fixture
@@ -146,3 +149,34 @@ def test_a_wrong_study_is_refused_before_anything_is_written(study: Path, tmp_pa
     with pytest.raises(ConfigError, match="steps: got 'six'"):
         heard(study, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_adapters_of_measured_steps_are_kept_on_request_and_are_the_runs_own(study: Path, tmp_path: Path) -> None:
+    """Stopped in the middle, and one lost: whatever is missing is made again, and measures as it was recorded."""
+    plain, _ = heard(study, tmp_path / "plain")
+    stop = Stop()
+
+    def tell(at: sweeps.Progress) -> None:
+        if at.event and at.event.report is None and at.event.step == 4:
+            stop.asked = signal.SIGTERM
+
+    with pytest.raises(Interrupted):
+        holdfast.sweep(study, out=tmp_path / "runs", keep_adapters=True, stop=stop, tell=tell)
+    (lost,) = (tmp_path / "runs").glob("*/checkpoint-2")
+    shutil.rmtree(lost)
+    table, _ = heard(study, tmp_path / "runs", keep_adapters=True)
+    pd.testing.assert_frame_equal(plain, table)
+    for run in store.read_runs(tmp_path / "runs"):
+        assert {path.name for path in run.folder.glob("checkpoint-*")} == {
+            "checkpoint-2",
+            "checkpoint-3",
+            "checkpoint-6",
+        }
+        report = holdfast.measure(
+            base=run.config.model, tuned=str(run.folder), texts=run.config.retain, context=48, documents=4,
+            dtype="float32",
+        )  # fmt: skip
+        found = {point.step: text.kl_base_tuned.value for point, text in report.rows()}
+        recorded = {one.step: one.values["kl_base_tuned"][0] for one in run.measurements if one.role == "retain"}
+        assert set(found) == {2, 3, 6}
+        assert all(found[step] == pytest.approx(recorded[step], abs=1e-7) for step in found)

@@ -62,6 +62,9 @@ def sweep(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value; repeatable.")] = None,
     device: Device = "auto",
     retry_failed: Retry = False,
+    keep_adapters: Annotated[
+        bool, typer.Option("--keep-adapters", help="Of each measured step, to probe later.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Try a few steps, say what it will take, stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -81,7 +84,7 @@ def sweep(
             _print_json(cost.to_dict())
         return
     table = sweep_screens.sweep_with_progress(
-        read, output_dir=output_dir, device=device, retry_failed=retry_failed
+        read, output_dir=output_dir, device=device, retry_failed=retry_failed, keep_adapters=keep_adapters
     )  # fmt: skip
     if as_json:
         _print_json(json.loads(table.to_json(orient="records", double_precision=15)))

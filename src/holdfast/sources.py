@@ -102,14 +102,15 @@ def candidates(path: Path, *, spec: str) -> tuple[Candidate, ...]:
     """The tuned models at a place that a spec named: one, or each `checkpoint-N` of a trainer's folder in step order.
 
     A model or adapter saved in the output folder itself comes last. A folder with an `adapter` in it, such as one of
-    our runs, is that adapter.
+    our runs, is that adapter, unless the run kept those of its measured steps, the last of which is the same.
 
     Raises:
         ModelError: none there.
     """
-    if _kind(path / "adapter") == "adapter":
+    ours, kept = _kind(path / "adapter") == "adapter", list(path.glob("checkpoint-*"))
+    if ours and not kept:
         return (_candidate(path / "adapter", f"{spec.rstrip('/')}/adapter"),)
-    if path.is_file() or (_kind(path) is not None and not list(path.glob("checkpoint-*"))):
+    if path.is_file() or (_kind(path) is not None and not kept):
         return (_candidate(path, spec),)
     steps = sorted(
         (int(child.name.removeprefix("checkpoint-")), child)
@@ -117,7 +118,7 @@ def candidates(path: Path, *, spec: str) -> tuple[Candidate, ...]:
         if child.name.removeprefix("checkpoint-").isdecimal() and _kind(child) is not None
     )
     found = [_candidate(child, f"{spec.rstrip('/')}/{child.name}", step=step) for step, child in steps]
-    if _kind(path) is not None:
+    if _kind(path) is not None and not ours:
         found.append(_candidate(path, spec))
     if not found:
         raise ModelError(

@@ -98,7 +98,7 @@ class SweepProgress:
 
 
 def sweep_with_progress(
-    study: Study | Path, *, output_dir: Path, device: str, retry_failed: bool = False
+    study: Study | Path, *, output_dir: Path, device: str, retry_failed: bool = False, keep_adapters: bool = False
 ) -> pd.DataFrame:
     """`sweeps.sweep`, after an estimate of what it takes, followed on stderr and stopped cleanly by a signal."""
     from holdfast import sweeps
@@ -109,7 +109,8 @@ def sweep_with_progress(
     with SweepProgress() as progress, stopping() as stop:
         try:
             table = sweeps.sweep(
-                study, out=output_dir, device=device, retry_failed=retry_failed, stop=stop, tell=progress
+                study, out=output_dir, device=device, retry_failed=retry_failed, keep_adapters=keep_adapters,
+                stop=stop, tell=progress,
             )  # fmt: skip
         except Interrupted as error:
             raise Interrupted(f"{error}; the same command goes on from here", exit_code=error.exit_code) from None

@@ -22,6 +22,7 @@ from holdfast import adapters, checkpoints, files, models
 from holdfast.config import RunConfig, Study, read_study
 from holdfast.errors import DataError, ModelError, StoreError
 from holdfast.interrupts import Stop
+from holdfast.models import Tuned
 from holdfast.store import Recorder, State, owning, read_run, standing, tabulate
 from holdfast.training import Diverged, Event, Ledger, Texts, Workbench, prepare, read_texts, train
 
@@ -52,6 +53,7 @@ def sweep(
     out: str | Path,
     device: str = "auto",
     retry_failed: bool = False,
+    keep_adapters: bool = False,
     stop: Stop | None = None,
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     tell: Callable[[Progress], None] = lambda _: None,
@@ -62,6 +64,9 @@ def sweep(
     failed and diverged ones stay as they are, or with `retry_failed` the failed and damaged ones are tried again. A run
     that fails or diverges is recorded with its reason and the sweep goes on. `tell` hears of every step, measurement
     and end of a run.
+
+    With `keep_adapters` a run's folder also holds `checkpoint-<step>`, a PEFT folder, for each measured step after the
+    first: `measure` and `probe` take such a run for the trajectory it is.
 
     Several processes may work on one study. A run that another one owns is left to it, and waited for at the end.
 
@@ -77,7 +82,7 @@ def sweep(
     configs = resolved(study.runs, models.choose_device(device))
     making = _Making(
         root=Path(out), device=models.choose_device(device), retry=retry_failed, stop=stop or Stop(),
-        checkpoint_every_s=checkpoint_every_s,
+        keep_adapters=keep_adapters, checkpoint_every_s=checkpoint_every_s,
     )  # fmt: skip
     for config in configs:
         making.texts_of(config)  # what cannot be read is refused before anything is written
@@ -98,8 +103,11 @@ def sweep(
 class _Making:
     """The making of runs one after another. A class because the base and texts of one are kept for the next."""
 
-    def __init__(self, *, root: Path, device: str, retry: bool, stop: Stop, checkpoint_every_s: float) -> None:
+    def __init__(
+        self, *, root: Path, device: str, retry: bool, keep_adapters: bool, stop: Stop, checkpoint_every_s: float
+    ) -> None:
         self.root, self.device, self.retry, self.stop, self.every_s = root, device, retry, stop, checkpoint_every_s
+        self.keep_adapters = keep_adapters
         self._texts: tuple[object, Texts] | None = None
         self._bench: tuple[object, Workbench] | None = None
 
@@ -144,10 +152,12 @@ class _Making:
                 "trainable_params": models.trainable_params(tuned),
                 "base_params": bench.base_params,
             }
-            files.check_room(recorder.folder, checkpoints.most_bytes(origin["trainable_params"]))
+            needed = checkpoints.most_bytes(origin["trainable_params"])
+            needed += 4 * origin["trainable_params"] * len(config.measured_steps()) * self.keep_adapters
+            files.check_room(recorder.folder, needed)
             recorder.begin(origin)
             with self.stop.at_checks():
-                end = train(tuned, config, bench, ledger=self._ledger(config, bench, recorder), tell=tell)
+                end = train(tuned, config, bench, ledger=self._ledger(config, bench, recorder, tuned), tell=tell)
                 saved = adapters.save_adapter(tuned, recorder.folder / "adapter")
                 recorder.finish(
                     {
@@ -168,15 +178,26 @@ class _Making:
         finally:
             adapters.detach_adapter(tuned)
 
-    def _ledger(self, config: RunConfig, bench: Workbench, recorder: Recorder) -> Ledger:
+    def _ledger(self, config: RunConfig, bench: Workbench, recorder: Recorder, tuned: Tuned) -> Ledger:
+        def kept(step: int) -> Path | None:
+            return recorder.folder / f"checkpoint-{step}" if self.keep_adapters and step else None
+
+        def measured(step: int) -> None:
+            folder = kept(step)
+            if folder is not None and not folder.is_dir():
+                adapters.save_adapter(tuned, folder)
+
         wanted = {(step, observed.corpus) for step in config.measured_steps() for _, observed in bench.observed}
-        missing = min((step for step, _ in wanted - recorder.recorded), default=config.steps)
+        lacking = {step for step, _ in wanted - recorder.recorded}
+        lacking |= {step for step, _ in wanted if (folder := kept(step)) is not None and not folder.is_dir()}
+        missing = min(lacking, default=config.steps)
         return Ledger(
             record=recorder.append,
             recorded=recorder.recorded,
             start=checkpoints.newest(recorder.checkpoints, at_most=missing),
             keep=partial(checkpoints.save_snapshot, folder=recorder.checkpoints),
             due=_Clock(self.every_s),
+            measured=measured,
             pause=self.stop.check,
         )
 

@@ -246,6 +246,8 @@ class Ledger:
     keep: Callable[[Snapshot], None] = lambda _: None
     due: Callable[[], bool] = lambda: False
     """Whether it is time to `keep` a snapshot."""
+    measured: Callable[[int], None] = lambda _: None
+    """Is told of each measured step when all its measurements are on record, whether made now or before."""
     pause: Callable[[], None] = lambda: None
 
 
@@ -298,6 +300,8 @@ def train(
                     report = _measure(tuned, observed, step, pause=ledger.pause)
                     ledger.record(_measurement(report, role=role, step=step, tokens=step * config.batch_tokens))
                     tell(Event(step=step, share=done / work, loss=loss, role=role, report=report))
+                if step in measured_at:
+                    ledger.measured(step)
                 ledger.pause()
             except Interrupted:
                 ledger.keep(now)
