@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from holdfast.errors import ConfigError, HoldfastError, as_refusal
+from holdfast import law_commands
+from holdfast.errors import HoldfastError, as_refusal
 from holdfast.interrupts import stopping
+from holdfast.options import Budget, Corpus, Device, Goal, Json, Retry, Risk, Runs, print_json, typed
 
 app = typer.Typer(
     help="Measure, predict and control what a language model forgets when it is fine-tuned.",
@@ -21,15 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-Runs = Annotated[Path, typer.Argument(help="Folder of runs made by `holdfast sweep`.")]
-Json = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
-Corpus = Annotated[str | None, typer.Option(help="Retained text to fit, where runs measured several.")]
-Budget = Annotated[float | None, typer.Option(help="Most forgetting to accept, nats per token.")]
-Goal = Annotated[float | None, typer.Option(help="Loss on the held-out target to reach, nats per token.")]
-Risk = Annotated[float, typer.Option(help="Accepted probability of exceeding --max-forgetting.")]
-Retry = Annotated[bool, typer.Option("--retry-failed", help="Start failed runs over.")]
 
 
 @app.command()
@@ -49,7 +41,7 @@ def demo(
 
     study = Path(__file__).parent / "data" / "demo" / "study.yaml"
     table = sweep_screens.sweep_with_progress(study, output_dir=output_dir / "runs", device=device)
-    published = publish(output_dir / "runs", output_dir, commands=[_typed()], max_forgetting=max_forgetting)
+    published = publish(output_dir / "runs", output_dir, commands=[typed()], max_forgetting=max_forgetting)
     terminal.show_published(published)
     if not (table["state"] == "done").all():
         raise typer.Exit(4)
@@ -81,13 +73,13 @@ def sweep(
     if dry_run:
         cost = sweep_screens.estimated(read, output_dir=output_dir, device=device, retry_failed=retry_failed)
         if as_json:
-            _print_json(cost.to_dict())
+            print_json(cost.to_dict())
         return
     table = sweep_screens.sweep_with_progress(
         read, output_dir=output_dir, device=device, retry_failed=retry_failed, keep_adapters=keep_adapters
     )  # fmt: skip
     if as_json:
-        _print_json(json.loads(table.to_json(orient="records", double_precision=15)))
+        print_json(json.loads(table.to_json(orient="records", double_precision=15)))
     if not (table["state"] == "done").all():
         raise typer.Exit(4)
 
@@ -109,126 +101,14 @@ def status(
         return
     found = progress.status(runs)
     if as_json:
-        _print_json({"runs": [run.to_dict() for run in found], "seconds_left": progress.seconds_left(found)})
+        print_json({"runs": [run.to_dict() for run in found], "seconds_left": progress.seconds_left(found)})
     else:
         sweep_screens.show_status(found)
 
 
-@app.command()
-def fit(
-    runs: Annotated[Path, typer.Argument(help="Folder of runs made by `holdfast sweep`, or a CSV file of points.")],
-    corpus: Corpus = None,
-    skip_fraction: Annotated[float, typer.Option(help="Share of each run's first steps left out of the fits.")] = 50
-    / 260,
-    x: Annotated[str | None, typer.Option(help="Of a CSV file: its input columns, one or two, with a comma.")] = None,
-    y: Annotated[str | None, typer.Option(help="Of a CSV file: the column to fit.")] = None,
-    group: Annotated[str | None, typer.Option(help="Of a CSV file: the column that names each row's run.")] = None,
-    law: Annotated[list[str] | None, typer.Option(help="Of a CSV file: laws to fit, by name; repeatable.")] = None,
-    log_huber: Annotated[
-        float | None, typer.Option(help="Of a CSV file: Huber's loss of logarithms with this limit; 0.001 is usual.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Fit the laws of forgetting to the finished runs of a folder, held to what they have not seen; or any CSV file.
-
-    Example: `holdfast fit runs --json > laws.json`, or `holdfast fit points.csv --x params,tokens --y loss --group run`
-    """
-    from holdfast import law_screens, store, tables
-
-    if x is not None or y is not None or runs.suffix == ".csv":
-        if x is None or y is None:
-            raise ConfigError(f"got no {'--x' if x is None else '--y'}, expected the columns to fit, at {runs}")
-        fits = tables.fit_table(runs, x=x.split(","), y=y, group=group, laws=law, log_huber=log_huber)
-        _print_json({"fits": [one.to_dict() for one in fits]}) if as_json else law_screens.show_fits(fits)
-        return
-    found = tables.examine(store.table(runs), corpus=corpus, skip_fraction=skip_fraction)
-    _print_json(found.to_dict()) if as_json else law_screens.show_laws(found)
-
-
-@app.command()
-def plan(
-    runs: Annotated[Path | None, typer.Argument(help="Folder of runs made by `holdfast sweep`; or --law.")] = None,
-    law: Annotated[
-        str | None, typer.Option(help="A published law instead: kalajdzievski2024-openorca, …-news.")
-    ] = None,
-    max_forgetting: Budget = None,
-    target_loss: Goal = None,
-    risk: Risk = 0.1,
-    trainable_params: Annotated[float | None, typer.Option(help="Plan for this many; only steps are chosen.")] = None,
-    rank: Annotated[
-        int | None, typer.Option("--rank", "--r", help="Plan for this rank; only steps are chosen.")
-    ] = None,
-    corpus: Corpus = None,
-    as_json: Json = False,
-) -> None:
-    """The best rank and number of steps under a forgetting budget, for a loss to reach, or both.
-
-    Example: `holdfast plan runs --max-forgetting 0.1`, or before any run
-    `holdfast plan --law kalajdzievski2024-openorca --trainable-params 20e6 --max-forgetting 0.9`
-    """
-    from holdfast import law_screens, laws, planning, presets, progress, store
-
-    if runs is not None and law is None:
-        fitted, speed = laws.fit(store.table(runs), corpus=corpus), progress.seconds_per_token(runs)
-    elif law is not None and runs is None:
-        fitted, speed = presets.published(law), None
-    else:
-        raise ConfigError("got both or neither, expected a folder of runs or --law, at the plan asked for")
-    planned = planning.plan(
-        fitted, max_forgetting=max_forgetting, target_loss=target_loss, risk=risk, trainable_params=trainable_params,
-        r=rank, seconds_per_token=speed,
-    )  # fmt: skip
-    _print_json(planned.to_dict()) if as_json else law_screens.show_plan(planned)
-
-
-@app.command()
-def forecast(
-    runs: Runs,
-    run: Annotated[str, typer.Option(help="Name of the run in progress; its first letters will do.")],
-    steps: Annotated[list[int], typer.Option(help="Steps to look ahead to; repeatable.")],
-    max_forgetting: Budget = None,
-    corpus: Corpus = None,
-    as_json: Json = False,
-) -> None:
-    """Where a run in progress will be, from its own first part and the laws of the finished runs.
-
-    Example: `holdfast forecast runs --run 3f2a --steps 260 --max-forgetting 0.1`
-    """
-    from holdfast import forecasting, law_screens, laws, store
-
-    table = store.table(runs)
-    fitted, name = laws.fit(table, corpus=corpus), store.full_name(table, run)
-    made = [
-        forecasting.forecast(fitted, table, name, steps=steps, quantity=quantity)
-        for quantity in ("target_nll", *laws.FORGETTING)
-    ]
-    if as_json:
-        _print_json({"forecasts": [one.to_dict() for one in made]})
-    else:
-        law_screens.show_forecasts(made, max_forgetting)
-
-
-@app.command("next")
-def next_(
-    runs: Runs,
-    max_forgetting: Budget = None,
-    tolerance: Annotated[
-        float | None, typer.Option(help="Stop when the interval of predicted forgetting is this wide, nats per token.")
-    ] = None,
-    number: Annotated[int, typer.Option(min=1, help="How many runs to choose, each counting on those before.")] = 5,
-    corpus: Corpus = None,
-    as_json: Json = False,
-) -> None:
-    """Which run to make next, or to finish: what narrows the plan's interval most for its cost; or to stop.
-
-    Example: `holdfast next runs --max-forgetting 0.1 --tolerance 0.01`
-    """
-    from holdfast import design, law_screens, laws, store
-
-    table = store.table(runs)
-    fitted = laws.fit(table, corpus=corpus)
-    found = design.next_runs(fitted, table, max_forgetting=max_forgetting, tolerance=tolerance, number=number)
-    _print_json(found.to_dict()) if as_json else law_screens.show_next(found)
+for command in (law_commands.fit, law_commands.plan, law_commands.forecast):
+    app.command()(command)
+app.command("next")(law_commands.next_)
 
 
 @app.command()
@@ -250,7 +130,7 @@ def report(
     published = publish(
         runs,
         output_dir or runs,
-        commands=[_typed()],
+        commands=[typed()],
         max_forgetting=max_forgetting,
         target_loss=target_loss,
         risk=risk,
@@ -302,10 +182,10 @@ def measure(
             context=context, documents=documents, precision=precision, dtype=dtype, device=device, tell=tell,
         )  # fmt: skip
     publishing.publish_measurement(
-        report, html=html, parquet=parquet, model_card=model_card, max_forgetting=max_forgetting, commands=[_typed()]
+        report, html=html, parquet=parquet, model_card=model_card, max_forgetting=max_forgetting, commands=[typed()]
     )
     verdict = {"verdict": report.verdict(max_forgetting), "max_forgetting": max_forgetting}
-    _print_json(report.to_dict() | verdict) if as_json else terminal.show_measurement(report, max_forgetting)
+    print_json(report.to_dict() | verdict) if as_json else terminal.show_measurement(report, max_forgetting)
     if verdict["verdict"] == "over budget":
         raise typer.Exit(10)
     if any(checkpoint.failure for checkpoint in report.checkpoints):
@@ -351,7 +231,7 @@ def probe(
             max_new_tokens=max_new_tokens, dtype=dtype, device=device, tell=tell,
         )  # fmt: skip
     publishing.publish_probe(report, parquet=parquet)
-    _print_json(report.to_dict()) if as_json else probe_screens.show_probe(report)
+    print_json(report.to_dict()) if as_json else probe_screens.show_probe(report)
     if any(model.failure for model in report.models):
         raise typer.Exit(4)
 
@@ -366,15 +246,6 @@ def schema(output: Annotated[Path | None, typer.Argument(help="File to write; de
 
     text = json.dumps(study_schema(), indent=2) + "\n"
     output.write_text(text, encoding="utf-8") if output else print(text, end="")
-
-
-def _typed() -> str:
-    """The command as it was typed, to type it again."""
-    return shlex.join(["holdfast", *sys.argv[1:]])
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, allow_nan=False))
 
 
 def main() -> None:

@@ -1,0 +1,30 @@
+"""What several commands take and do alike: their options, their JSON, and how they were typed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Runs = Annotated[Path, typer.Argument(help="Folder of runs made by `holdfast sweep`.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Corpus = Annotated[str | None, typer.Option(help="Retained text to fit, where runs measured several.")]
+Budget = Annotated[float | None, typer.Option(help="Most forgetting to accept, nats per token.")]
+Goal = Annotated[float | None, typer.Option(help="Loss on the held-out target to reach, nats per token.")]
+Risk = Annotated[float, typer.Option(help="Accepted probability of exceeding --max-forgetting.")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Start failed runs over.")]
+
+
+def typed() -> str:
+    """The command as it was typed, to type it again."""
+    return shlex.join(["holdfast", *sys.argv[1:]])
+
+
+def print_json(content: Any) -> None:
+    """All that a command prints on stdout with `--json`."""
+    print(json.dumps(content, indent=2, allow_nan=False))
