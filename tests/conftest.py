@@ -6,7 +6,8 @@ from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
 install_import_hook(
-    ["holdfast.metrics", "holdfast.meter", "holdfast.evidence", "holdfast.training"], "beartype.beartype"
+    ["holdfast.kernels", "holdfast.metrics", "holdfast.meter", "holdfast.evidence", "holdfast.training"],
+    "beartype.beartype",
 )
 
 from pathlib import Path  # noqa: E402

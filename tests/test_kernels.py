@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from holdfast.kernels import causal_attention, fast_kernels
+from holdfast.kernels import causal_attention, fast_kernels, fastest_dtype
 
 
 def states(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -35,6 +35,10 @@ def test_attention_equals_float64(batch, groups, shared, length, width, values, 
     # A score's rounding moves a probability by as much of it; then the result is rounded once.
     rounding = 4 * torch.finfo(torch.float32).eps * (1 + scores.abs().max().item()) * value.abs().max().item()
     assert torch.allclose(got.double(), expected, rtol=torch.finfo(dtype).eps, atol=rounding)
+
+
+def test_a_probe_picks_one_of_two_precisions() -> None:
+    assert fastest_dtype("cpu") in ("bfloat16", "float32")
 
 
 def test_both_are_used_inside_and_not_outside() -> None:

@@ -88,21 +88,38 @@ def test_the_order_of_documents_and_the_batch_size_hardly_matter(
         assert a.sums[name] == pytest.approx(c.sums[name], abs=1e-4), name
 
 
-def test_measuring_leaves_mode_and_random_state_alone(tiny: Path, texts: tuple[Path, Path]) -> None:
+def test_measuring_leaves_a_model_in_training_alone(tiny: Path, texts: tuple[Path, Path]) -> None:
+    """Trap 6: dropout, a mixed mode, gradient checkpointing, `use_cache`, random state: the next step is the same."""
     base = models.load_base(str(tiny), dtype="float32", device="cpu")
     observed = meter.observe_base(
         base, read_corpus(str(texts[1])), role="retain", tokenizer=models.load_tokenizer(str(tiny)), context=32
     )
     tuned = adapters.attach_adapter(base, Adapter(r=4, lora_dropout=0.5), seed=1)
+    tuned.enable_input_require_grads()
+    tuned.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     tuned.train()
-    tuned.get_base_model().model.layers[0].eval()  # a mixed state, as some trainers leave it
-    modes, state = [module.training for module in tuned.modules()], torch.get_rng_state()
+    tuned.get_base_model().model.layers[0].eval()  # as some trainers leave it
+    tuned.config.use_cache = False
+
+    def step() -> list[torch.Tensor]:
+        ids = torch.arange(3, 40)[None]
+        loss = tuned(input_ids=ids, labels=ids).loss
+        return [loss, *torch.autograd.grad(loss, [p for p in tuned.parameters() if p.requires_grad])]
+
+    state = torch.get_rng_state()
+    expected = step()
+    torch.set_rng_state(state)
+    modes = [module.training for module in tuned.modules()]
     meter.measure_on(tuned, observed)
     assert [module.training for module in tuned.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
+    assert tuned.get_base_model().is_activation_checkpointing
+    assert tuned.config.use_cache is False
+    assert all(torch.equal(a, b) for a, b in zip(step(), expected, strict=True))
 
 
 def test_nan_from_a_model_is_an_error_and_not_a_number(tiny: Path, texts: tuple[Path, Path]) -> None:
+    """Trap 11: nothing is filtered out."""
     base = models.load_base(str(tiny), dtype="float32", device="cpu")
     observed = meter.observe_base(
         base, read_corpus(str(texts[1])), role="retain", tokenizer=models.load_tokenizer(str(tiny)), context=32

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import holdfast
 import naive
-from holdfast import models
+from holdfast import audit, models
 from holdfast.corpora import read_corpus
 from holdfast.errors import ModelError
 from tuned import ALL, LM, adapter, compared, shaken, tuned_model
@@ -55,6 +55,7 @@ METHODS: dict[str, tuple[peft.PeftConfig, str, bool]] = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_any_method_equals_two_naive_models(method: str, tiny: Path, tmp_path: Path, kelp: Path) -> None:
+    """Trap 5 among them: a head that was trained is never measured by vectors of the base's."""
     config, expected_method, merged = METHODS[method]
     folder = adapter(tiny, config, tmp_path / "adapter")
     report = holdfast.measure(base=str(tiny), tuned=str(folder), texts=[str(kelp)], context=24, dtype="float32")
@@ -75,6 +76,7 @@ WHOLE: dict[str, tuple[Callable[[Any], None], str]] = {
 
 @pytest.mark.parametrize("change", WHOLE)
 def test_a_whole_model_equals_two_naive_models(change: str, tiny: Path, tmp_path: Path, kelp: Path) -> None:
+    """Trap 5: with a tied head, training the embeddings trained the head."""
     make, method = WHOLE[change]
     folder = tuned_model(tiny, tmp_path / "tuned", make)
     report = holdfast.measure(base=str(tiny), tuned=str(folder), texts=[str(kelp)], context=24, dtype="float32")
@@ -83,6 +85,35 @@ def test_a_whole_model_equals_two_naive_models(change: str, tiny: Path, tmp_path
     )
     compared(report["kelp"], expected)
     assert report.checkpoints[0].method == method
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "a trained head"])
+def test_the_base_is_itself_and_no_model_with_its_adapter_switched_off(
+    init: str, tiny: Path, tmp_path: Path, kelp: Path
+) -> None:
+    """Trap 2: an adapter that changed the base's own weights, or is kept on a base that did; an adapter is no base."""
+    options: dict[str, Any] = (
+        {"modules_to_save": ["lm_head"]} if init == "a trained head" else {"init_lora_weights": init}
+    )
+    folder = adapter(tiny, peft.LoraConfig(r=4, target_modules=ALL, **options, **LM), tmp_path / "adapter")
+    on_another = adapter(tiny, peft.LoraConfig(r=4, target_modules=ALL, **LM), tmp_path / "another")
+    corpus = read_corpus(str(kelp)).sample(None)
+    tuned = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), folder
+    ).eval()
+
+    def switched_off(ids: torch.Tensor) -> torch.Tensor:
+        with tuned.disable_adapter():
+            return tuned(ids).logits[0].double()
+
+    false = naive.sums(switched_off, naive.adapted(tiny, folder), corpus, tokenizer=str(tiny), context=24)
+    true = naive.sums(naive.whole(tiny), naive.adapted(tiny, folder), corpus, tokenizer=str(tiny), context=24)
+    if init != "a trained head":  # its untouched copy is what PEFT switches back to
+        assert abs(false["base_nll"].sum() - true["base_nll"].sum()) > 0.1
+    report = holdfast.measure(base=str(tiny), tuned=str(folder), texts=[str(kelp)], context=24, dtype="float32")
+    compared(report["kelp"], true)
+    with pytest.raises(ModelError, match="got an adapter, expected a whole model as the base"):
+        holdfast.measure(base=str(on_another), tuned=str(folder), texts=[str(kelp)], dtype="float32")
 
 
 def test_a_tuned_model_without_the_bases_unused_rows(tiny: Path, tmp_path: Path, kelp: Path) -> None:
@@ -175,8 +206,11 @@ def other_architecture(kind: str, folder: Path, tiny: Path) -> Path:
     ],
 )  # fmt: skip
 def test_other_architectures_equal_two_naive_models(
-    kind: str, method: str, tiny: Path, tmp_path: Path, kelp: Path
+    kind: str, method: str, tiny: Path, tmp_path: Path, kelp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    observed: list[str] = []
+    real = audit.observe
+    monkeypatch.setattr(audit, "observe", lambda *a, **k: observed.append(k["kind"]) or real(*a, **k))
     base = other_architecture(kind, tmp_path / "base", tiny)
     layers = ("layers.", ".h.", "layer.")
     folder = tuned_model(
@@ -189,3 +223,4 @@ def test_other_architectures_equal_two_naive_models(
     compared(report["kelp"], expected)
     assert report.checkpoints[0].method == method
     assert report.kl_base_tuned.value > 1e-4
+    assert [f"cached {'hidden states' if kind == 'states' else kind}" for kind in observed] == [method]  # in one pass

@@ -121,3 +121,21 @@ def test_a_gguf_file_is_a_model(tiny: Path, tmp_path: Path, kelp: Path, cache: P
     for base, tuned in ((tiny, files[moved]), (files[tiny], files[moved])):
         got = holdfast.measure(base=str(base), tuned=str(tuned), texts=[str(kelp)], dtype="float32")["kelp"]
         assert got.kl_base_tuned.value == pytest.approx(expected.kl_base_tuned.value, abs=1e-5)
+
+
+def test_the_hub_is_asked_as_often_for_three_checkpoints_as_for_one(
+    hub: Path, tiny: Path, tmp_path: Path, kelp: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    for step in (1, 2, 3):
+        adapter(tiny, peft.LoraConfig(r=2, target_modules=ALL, **LM), tmp_path / f"outputs/checkpoint-{step}")
+    asked = []
+    real = huggingface_hub.snapshot_download
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.append(a) or real(*a, **k))
+    counts = []
+    for tuned in ("outputs/checkpoint-1", "outputs"):
+        asked.clear()
+        holdfast.measure(base="org/kelp", tuned=str(tmp_path / tuned), texts=[str(kelp)], dtype="float32")
+        counts.append(len(asked))
+    assert counts[0] == counts[1] > 0

@@ -86,7 +86,7 @@ def test_a_batchs_loss_is_the_models_own_on_the_scored_tokens(config: RunConfig)
 
 
 def test_a_measured_run_trains_bit_for_bit_like_an_unmeasured_one(config: RunConfig) -> None:
-    """With dropout on, so that a single random number drawn by measuring would show."""
+    """Trap 6: with dropout on, so that a single random number drawn by measuring would show."""
     rows: list[Measurement] = []
     measured, events = trained(config, rows)
     unmeasured, quiet = trained(config)
@@ -166,6 +166,7 @@ def test_learning_rate_schedules() -> None:
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_moves_nothing(config: RunConfig) -> None:
+    """Trap 11: no filter hides a bad step."""
     bench = bench_of(config)
     tuned = adapters.attach_adapter(bench.base, Adapter(r=4), seed=0)
     optimizer = training.make_optimizer(config.optimizer, tuned)

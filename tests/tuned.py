@@ -1,13 +1,16 @@
 """Tuned models of every kind, made from a tiny base as their users make them, and what a report is compared with."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import peft
 import pytest
 import torch
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from holdfast.evidence import CorpusReport
@@ -51,14 +54,16 @@ def tuned_model(base: Path, folder: Path, change: Callable[[Any], None]) -> Path
     return folder
 
 
-def write_gguf(folder: Path, path: Path) -> Path:
-    """A Llama folder as a float32 GGUF, by llama.cpp's own library, heads interleaved as llama.cpp has them."""
-    import json
+def write_gguf(
+    folder: Path, path: Path, *, kinds: Mapping[str, int] = {}, settings: Mapping[str, Any] = {},
+    template: str | None = None, end: int = 0, without: str | None = None,
+) -> Path:  # fmt: skip
+    """A Llama folder as a GGUF by llama.cpp's own library, heads interleaved as llama.cpp has them.
 
-    import gguf
-    from safetensors.numpy import load_file
-
-    config = json.loads((folder / "config.json").read_text())
+    Float32, but for tensors whose names contain one of `kinds`; `settings` replace the folder's, `template` and `end`
+    its tokenizer's; without the tensors whose names contain `without`.
+    """
+    config = json.loads((folder / "config.json").read_text()) | dict(settings)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     added = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
     vocabulary = {index: token for token, index in tokenizer["model"]["vocab"].items()} | added
@@ -76,24 +81,33 @@ def write_gguf(folder: Path, path: Path) -> Path:
     writer.add_token_list([vocabulary[index] for index in range(len(vocabulary))])
     writer.add_token_types([3 if index in added else 1 for index in range(len(vocabulary))])
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
-    writer.add_eos_token_id(0)
+    writer.add_eos_token_id(end)
+    if template is not None or (folder / "chat_template.jinja").is_file():
+        writer.add_chat_template(template or (folder / "chat_template.jinja").read_text())
     names = {
         "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
         "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     }  # fmt: skip
     heads = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
+
+    def add(name: str, weight: np.ndarray) -> None:
+        kind = next((kind for part, kind in kinds.items() if part in name and weight.ndim > 1), 0)
+        if without is None or without not in name:
+            kind = gguf.GGMLQuantizationType(kind)
+            writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(weight), kind), raw_dtype=kind)
+
     for name, weight in load_file(folder / "model.safetensors").items():
         if name == "model.embed_tokens.weight":
-            writer.add_tensor("token_embd.weight", weight)
+            add("token_embd.weight", weight)
         elif name == "model.norm.weight":
-            writer.add_tensor("output_norm.weight", weight)
+            add("output_norm.weight", weight)
         elif name.startswith("model.layers."):
             _, _, layer, inside = name.removesuffix(".weight").split(".", 3)
             if inside in heads:
                 halves = weight.reshape(config[heads[inside]], 2, -1, weight.shape[1])
                 weight = halves.swapaxes(1, 2).reshape(weight.shape)  # noqa: PLW2901
-            writer.add_tensor(f"blk.{layer}.{names[inside]}.weight", np.ascontiguousarray(weight))
+            add(f"blk.{layer}.{names[inside]}.weight", weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -12,12 +12,13 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from holdfast import adapters, basecache, builtin, checks, models, sampling, sources
+from holdfast import adapters, basecache, builtin, checks, folders, models, sampling, settings, sources
 from holdfast.basecache import Batch, Kind
 from holdfast.corpora import Block, Corpus, Part, read_corpus
 from holdfast.errors import ConfigError, DataError, ModelError
 from holdfast.evidence import CorpusReport, joined
 from holdfast.forgetting import Checkpoint, Finding, ForgettingReport
+from holdfast.kernels import fastest_dtype
 from holdfast.meter import BATCH_TOKENS, ObservedBase, batch_plan, measure_in_detail, observe
 from holdfast.models import Base, Tokenizer, Tuned
 from holdfast.sources import Candidate
@@ -101,11 +102,13 @@ def measure(
     if precision is not None and not precision > 0:
         raise ConfigError(f"got {precision}, expected a width above 0, at precision")
     place = models.choose_device(device)
-    dtype = models.fastest_dtype(place) if dtype == "auto" else dtype
+    dtype = fastest_dtype(place) if dtype == "auto" else dtype
     specs = [tuned] if isinstance(tuned, str) else list(tuned)
     found = [candidate for spec in specs for candidate in sources.candidates(models.locate(spec), spec=spec)]
     base = base or sources.named_base(found)
-    tokenizer, path = models.load_tokenizer(base), models.locate(base)
+    path = models.locate(base)
+    folders.read_files(path, adapter=False)
+    tokenizer = models.load_tokenizer(base)
     findings = {
         c.name: checks.check_pair(base=base, path=path, candidate=c, quantised=quantised, tokenizer=tokenizer)
         for c in found
@@ -121,7 +124,7 @@ def measure(
     progress = _Progress(tell, once * (len(found) + (1 if quantised is None else 3)))
     damage: dict[str, CorpusReport] = {}
     if quantised is not None:
-        _prepare(reference, wanted, {"vectors"}, precision, progress)
+        _prepare(reference, wanted, {reference.usual_kind()}, precision, progress)
         spec, bits = (base, quantised) if quantised in models.QUANTISATIONS else (quantised, None)
         damaged = models.load_base(spec, dtype=dtype, device=place, quantisation=bits)
         damage = {
@@ -189,7 +192,7 @@ class _Reference:
     def __init__(
         self, spec: str, quantisation: str | None, *, dtype: str, device: str, tokenizer: Tokenizer, context: int
     ) -> None:
-        self.spec, self.quantisation, self.dtype, self.device = spec, quantisation, dtype, device
+        self.quantisation, self.dtype, self.device = quantisation, dtype, device
         self.tokenizer, self.context = tokenizer, context
         self.path = models.locate(spec)
         self.head: str | None = None
@@ -207,9 +210,14 @@ class _Reference:
         """The base itself, loaded when first needed."""
         if self._model is None:
             self._model = models.load_base(
-                self.spec, dtype=self.dtype, device=self.device, quantisation=self.quantisation
+                str(self.path), dtype=self.dtype, device=self.device, quantisation=self.quantisation
             )
         return self._model
+
+    def usual_kind(self) -> Kind:
+        """What its files say a tuned model of the same head will need: vectors where the head is a matrix alone."""
+        capped = self.path.is_dir() and settings.read(self.path).get("final_logit_softcapping")
+        return "states" if capped or sources.head_bias_in_files(self.path) else "vectors"
 
     def release(self) -> None:
         """Let the loaded model go."""
@@ -335,7 +343,7 @@ def _load(candidate: Candidate, reference: _Reference) -> tuple[Base | Tuned, bo
         model = models.load_base(str(candidate.path), dtype=reference.dtype, device=reference.device)
         return model, False, ()
     standing = models.load_base(
-        reference.spec, dtype=reference.dtype, device=reference.device, quantisation=reference.quantisation
+        str(reference.path), dtype=reference.dtype, device=reference.device, quantisation=reference.quantisation
     )
     more: tuple[Finding, ...] = ()
     if reference.quantisation is None and (candidate.path.parent / "provenance.json").is_file():
@@ -348,9 +356,9 @@ def _load(candidate: Candidate, reference: _Reference) -> tuple[Base | Tuned, bo
 def _likely_kind(candidate: Candidate, reference: _Reference) -> Kind:
     """What a tuned model will need of the base, as far as its files tell; what it does need is decided once loaded."""
     if candidate.adapter:
-        return "states" if sources.changes_head(candidate) else "vectors"
+        return "states" if sources.changes_head(candidate) else reference.usual_kind()
     own = sources.head_in_files(candidate.path)
-    return "vectors" if own is not None and own == sources.head_in_files(reference.path) else "states"
+    return reference.usual_kind() if own is not None and own == sources.head_in_files(reference.path) else "states"
 
 
 def _plan_digest(blocks: Sequence[Block]) -> str:

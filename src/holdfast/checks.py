@@ -11,11 +11,11 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
-from holdfast import models
+from holdfast import models, settings
 from holdfast.errors import ModelError
 from holdfast.folders import MANTISSA, Files, read_files
 from holdfast.forgetting import Finding
@@ -34,22 +34,6 @@ _WRAPPED = ("_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.", ".base_l
 _ASIDE = re.compile(rf"{'|'.join(_HEADS)}|rotary_emb\.inv_freq$|(attn|attention)\.(masked_)?bias$")
 
 _OTHER_HEADS = re.compile(r"\w+For(SequenceClassification|TokenClassification|QuestionAnswering|RewardModel)\w*")
-
-# Settings that change what a model computes from the same weights; the last two are `_rope`'s.
-_FUNCTION = (
-    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "hidden_act",
-    "hidden_activation", "activation_function", "max_position_embeddings", "sliding_window", "use_sliding_window",
-    "max_window_layers", "layer_types", "attention_chunk_size", "partial_rotary_factor", "rms_norm_eps",
-    "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "attn_logit_softcapping", "final_logit_softcapping",
-    "query_pre_attn_scalar", "logits_scaling", "logit_scale", "embedding_multiplier", "residual_multiplier",
-    "attention_multiplier", "num_experts_per_tok", "norm_topk_prob", "rope theta", "rope scaling",
-)  # fmt: skip
-_APART = "so it is not a fine-tune of this base as far as the files tell, and the number compares two different models"
-_LAYOUT = {
-    "model_type": f"it is another architecture, {_APART}",
-    "hidden_size": f"its layers have another width, {_APART}",
-    "tie_word_embeddings": "only one of the two predicts with its input embeddings; what that changed is in the number",
-}
 
 # Adapters that start by changing the base's own weights, and what becomes of that when PEFT (0.21.2,
 # tuners/lora/layer.py) loads them: all but LoftQ were saved, loaded and compared with the model in memory.
@@ -136,20 +120,15 @@ def check_weights(candidate: Candidate, weights_fingerprint: str, dtype: str) ->
 def _whole(ours: Files, theirs: Files) -> _Found:
     if theirs.path.is_dir() and ours.path.is_dir():
         _check_complete(ours, theirs)
+    elif theirs.path.is_file() and ours.path.is_file() and (missing := ours.tensors.keys() - theirs.tensors.keys()):
+        _refuse_missing(missing, theirs)
     one, two = ours.rows(), theirs.rows()
     if one and two and one != two:
         smaller = "they are compared over the rows both have, the base's probabilities scaled up to sum to 1 there"
         consequence = "the probability it gives to new rows counts as moved" if two > one else smaller
         yield f"the tuned model's vocabulary has {two} rows, the base's {one}", consequence
     yield from _precision(ours, theirs)
-    before, after = _rope(ours.config), _rope(theirs.config)
-    changed = [key for key in (*_LAYOUT, *_FUNCTION) if key in before and key in after and before[key] != after[key]]
-    for key in (key for key in _LAYOUT if key in changed):
-        yield f"{key} is {after[key]!r} in the tuned model and {before[key]!r} in the base", _LAYOUT[key]
-    differ = [f"{key} {after[key]!r} instead of {before[key]!r}" for key in changed if key not in _LAYOUT]
-    if differ and "model_type" not in changed:
-        consequence = "such a setting can change predictions without any training, and that counts as forgetting"
-        yield f"the configs differ: {', '.join(differ)}", consequence
+    yield from settings.differences(base=settings.read(ours.path), tuned=settings.read(theirs.path))
 
 
 def _check_complete(ours: Files, theirs: Files) -> None:
@@ -169,8 +148,12 @@ def _check_complete(ours: Files, theirs: Files) -> None:
         missing.add("lm_head.weight")
     alike = all(ours.config.get(key) == theirs.config.get(key) for key in ("model_type", "num_hidden_layers"))
     if alike and missing and after <= before:  # with other names besides, it may be laid out in another way
-        got = f"weights without {min(missing)} ({len(missing)} missing)"
-        raise ModelError(f"got {got}, expected all that the model has, at {theirs.path}")
+        _refuse_missing(missing, theirs)
+
+
+def _refuse_missing(missing: Set[str], theirs: Files) -> NoReturn:
+    got = f"weights without {min(missing)} ({len(missing)} missing)"
+    raise ModelError(f"got {got}, expected all that the model has, at {theirs.path}")
 
 
 def _precision(ours: Files, theirs: Files) -> _Found:
@@ -184,17 +167,6 @@ def _precision(ours: Files, theirs: Files) -> _Found:
         alike = "; measured in bfloat16, both are rounded alike" if after == "BF16" else ""
         consequence = f"the rounding of its weights is part of the number{alike}"
         yield f"the tuned model is saved in {after}, the base in {before}", consequence
-
-
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with rotary positions' base frequency and scaling, wherever it keeps them, and floats to six digits."""
-    found = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in config.items()}
-    scaling = config.get("rope_parameters") or config.get("rope_scaling")
-    scaling = dict(scaling) if isinstance(scaling, dict) else {}
-    theta = scaling.pop("rope_theta", config.get("rope_theta"))
-    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
-    rope = {"rope theta": theta, "rope scaling": None if kind == "default" else {"rope_type": kind, **scaling}}
-    return found if theta is None else found | rope
 
 
 def _quantised(ours: Files, theirs: Files, adapter: Mapping[str, Any]) -> _Found:

@@ -11,11 +11,9 @@ import hashlib
 import importlib.util
 import io
 import logging
-import math
 import tempfile
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -52,23 +50,6 @@ def choose_device(device: str) -> str:
     return device
 
 
-def fastest_dtype(device: str) -> str:
-    """`bfloat16` where this machine multiplies it faster than float32, else `float32`; one probe of about 50 ms.
-
-    A CPU without native bf16 emulates it tens of times slower, and no flag says so portably: hence the stopwatch. Each
-    is timed in turn and its best time counts, so that a busy moment does not decide.
-    """
-    left, right = torch.randn(256, 576, device=device), torch.randn(576, 1536, device=device)
-    seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
-    for _ in range(6):
-        for dtype, best in seconds.items():
-            a, b = left.to(dtype), right.to(dtype)
-            start = time.perf_counter()
-            (a @ b).sum().item()
-            seconds[dtype] = min(best, time.perf_counter() - start)
-    return "bfloat16" if seconds[torch.bfloat16] < seconds[torch.float32] else "float32"
-
-
 def locate(spec: str) -> Path:
     """The folder or GGUF file of a model spec; `builtin:smollm2` is made on first use.
 
@@ -102,9 +83,11 @@ def builtin_folder() -> Path:
 def _read_gguf(gguf: Path, dtype: torch.dtype) -> Base:
     """A GGUF file, dequantised, as an ordinary model."""
     with quiet(), contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting of theirs turns off
-        quantised = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+        both: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
+        quantised = both[0]
+        _check_none_missing(both[1], gguf)
         # A model read from a GGUF keeps a quantisation config and refuses to be saved; a fresh one carries none.
         config = quantised.config
         del config.quantization_config
@@ -144,13 +127,22 @@ _ENDLESS = int(1e30)  # as transformers has it where nothing is known
 
 def _config(path: Path) -> Any:
     """A model folder's config, None elsewhere; the library reads it for a tokenizer too, and would blame that."""
-    if path.is_file():
-        return None
-    folders.check_json(path)
-    if (path / "adapter_config.json").is_file() or not (path / "config.json").is_file():
-        return None
-    with as_ours(ModelError, lambda why: f"got a config that is of no use ({why}), at {path / 'config.json'}"), quiet():
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if path.is_dir():
+        folders.check_json(path)
+    usual = (path / "config.json").is_file() and not (path / "adapter_config.json").is_file()
+    return read_config(path) if usual else None
+
+
+def read_config(path: Path) -> Any:
+    """The config of a model's folder or GGUF file, its class's defaults filled in; no weights are read.
+
+    Raises:
+        ModelError: there is none, or none that transformers knows.
+    """
+    folder, options = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
+    place = path if path.is_file() else path / "config.json"
+    with as_ours(ModelError, lambda why: f"got a config that is of no use ({why}), at {place}"), quiet():
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
 
 
 QUANTISATIONS = ("4bit", "8bit")
@@ -204,13 +196,15 @@ def _read(path: Path, spec: str, dtype: torch.dtype, quantisation: str | None, d
                 output_loading_info=True, **options,
             )  # fmt: skip
     read: Base = both[0]
-    loaded = both[1]
-    if loaded["missing_keys"] and quantisation is None:  # transformers makes them up at random
-        missing = sorted(loaded["missing_keys"])
-        raise ModelError(
-            f"model {spec!r}: got no weights for {', '.join(missing[:3])}, expected all of them, at {path}"
-        )
+    if quantisation is None:
+        _check_none_missing(both[1], path)
     return read
+
+
+def _check_none_missing(loaded: Mapping[str, Any], path: Path) -> None:
+    """Transformers makes up at random what it does not find."""
+    if missing := sorted(loaded["missing_keys"]):
+        raise ModelError(f"got no weights for {', '.join(missing[:3])}, expected all of them, at {path}")
 
 
 def check_finite(model: torch.nn.Module, place: str) -> None:

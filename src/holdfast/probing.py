@@ -13,6 +13,7 @@ from holdfast.behaviour import ProbedModel, ProbeReport, TaskResult
 from holdfast.errors import ConfigError, DataError, ModelError
 from holdfast.forgetting import Finding
 from holdfast.items import read_items
+from holdfast.kernels import fastest_dtype
 from holdfast.models import Base, Tokenizer, Tuned
 from holdfast.probes import Answers, AskBase, Prepared, Probe, choice_probes
 from holdfast.prompt_probes import PromptProbe, built_in_judge, prompt_probe
@@ -64,7 +65,7 @@ def probe(
     """
     _check(tasks, protocols, limit, max_new_tokens, dtype)
     place = models.choose_device(device)
-    dtype = models.fastest_dtype(place) if dtype == "auto" else dtype
+    dtype = fastest_dtype(place) if dtype == "auto" else dtype
     specs = [tuned] if isinstance(tuned, str) else list(tuned)
     found = [candidate for spec in specs for candidate in sources.candidates(models.locate(spec), spec=spec)]
     base = base or sources.named_base(found)

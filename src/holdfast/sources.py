@@ -206,6 +206,11 @@ def head_in_files(path: Path) -> str | None:
     return found.get("head", found.get("tied"))
 
 
+def head_bias_in_files(path: Path) -> bool:
+    """Whether a model's safetensors files hold a bias of the output head: a guess like `head_in_files`."""
+    return any(name.endswith(("lm_head.bias", "embed_out.bias")) for name in _tensor_names(path))
+
+
 def _raw_fingerprint(file: Path, name: str) -> str:
     """Of one tensor's type, shape and bytes, read where the file's header says they are."""
     with file.open("rb") as content:
@@ -225,11 +230,15 @@ def _raw_fingerprint(file: Path, name: str) -> str:
 
 def changes_head(candidate: Candidate) -> bool:
     """Whether an adapter's files hold anything for the output head or the embeddings it may be tied to."""
+    return any("lm_head" in name or "embed" in name or "wte" in name for name in _tensor_names(candidate.path))
+
+
+def _tensor_names(folder: Path) -> list[str]:
     names: list[str] = []
-    for file in candidate.path.glob("*.safetensors"):
+    for file in folder.glob("*.safetensors"):
         with contextlib.suppress(SafetensorError, OSError), safe_open(file, framework="np") as tensors:
             names += tensors.keys()
-    return any("lm_head" in name or "embed" in name or "wte" in name for name in names)
+    return names
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from holdfast import adapters, checkpoints, files, models
 from holdfast.config import RunConfig, Study, read_study
 from holdfast.errors import DataError, ModelError, StoreError
 from holdfast.interrupts import Stop
+from holdfast.kernels import fastest_dtype
 from holdfast.models import Tuned
 from holdfast.store import Recorder, State, owning, read_run, standing, tabulate
 from holdfast.training import Diverged, Event, Ledger, Texts, Workbench, prepare, read_texts, train
@@ -243,7 +244,7 @@ class _Notes:
 def resolved(configs: Sequence[RunConfig], device: str) -> list[RunConfig]:
     """The runs with `dtype: auto` replaced by what this machine is fastest in, each once: only then have they names."""
     if any(config.dtype == "auto" for config in configs):
-        fastest = models.fastest_dtype(device)  # once, so that a study never mixes precisions by chance
+        fastest = fastest_dtype(device)  # once, so that a study never mixes precisions by chance
         configs = [c.model_copy(update={"dtype": fastest}) if c.dtype == "auto" else c for c in configs]
     return list({config.name: config for config in configs}.values())
 
