@@ -223,6 +223,17 @@ ENTRY = {
         "terminal",
         "training",
         "trials",
+        "workers",
+    },
+    "workers": {
+        "config",
+        "errors",
+        "interrupts",
+        "models",
+        "store",
+        "sweep_screens",
+        "sweeps",
+        "terminal",
     },
     "probe_screens": {"behaviour", "proportions", "questions", "refusals", "stats", "terminal"},
     "law_screens": {

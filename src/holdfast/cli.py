@@ -57,6 +57,7 @@ def sweep(
     keep_adapters: Annotated[
         bool, typer.Option("--keep-adapters", help="Of each measured step, to probe later.")
     ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes side by side: one a core, or a GPU.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Try a few steps, say what it will take, stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -76,7 +77,8 @@ def sweep(
             print_json(cost.to_dict())
         return
     table = sweep_screens.sweep_with_progress(
-        read, output_dir=output_dir, device=device, retry_failed=retry_failed, keep_adapters=keep_adapters
+        read, output_dir=output_dir, device=device, retry_failed=retry_failed, keep_adapters=keep_adapters,
+        workers=workers,
     )  # fmt: skip
     if as_json:
         print_json(json.loads(table.to_json(orient="records", double_precision=15)))

@@ -54,9 +54,9 @@ class Stop:
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def stopping(stop: Stop | None = None) -> Iterator[Stop]:
     """Hear SIGTERM and Ctrl-C for as long as the work lasts; the handlers of before are put back."""
-    stop = Stop()
+    stop = stop or Stop()
     before = {number: signal.signal(number, stop.hear) for number in EXIT_CODES}
     try:
         yield stop

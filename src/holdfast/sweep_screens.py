@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.live import Live
@@ -17,8 +19,8 @@ from rich.text import Text
 from holdfast import files
 from holdfast.config import Study, read_study
 from holdfast.display import duration, visible
-from holdfast.errors import Interrupted
-from holdfast.interrupts import stopping
+from holdfast.errors import Interrupted, ResourceError
+from holdfast.interrupts import Stop, stopping
 from holdfast.progress import RunStatus, seconds_left, status
 from holdfast.terminal import err, escape, out
 
@@ -98,26 +100,52 @@ class SweepProgress:
 
 
 def sweep_with_progress(
-    study: Study | Path, *, output_dir: Path, device: str, retry_failed: bool = False, keep_adapters: bool = False
-) -> pd.DataFrame:
+    study: Study | Path, *, output_dir: Path, device: str, retry_failed: bool = False, keep_adapters: bool = False,
+    workers: int = 1,
+) -> pd.DataFrame:  # fmt: skip
     """`sweeps.sweep`, after an estimate of what it takes, followed on stderr and stopped cleanly by a signal."""
-    from holdfast import sweeps
-
     study = study if isinstance(study, Study) else read_study(study)
     cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed)
     began = time.monotonic()
-    with SweepProgress() as progress, stopping() as stop:
-        try:
-            table = sweeps.sweep(
-                study, out=output_dir, device=device, retry_failed=retry_failed, keep_adapters=keep_adapters,
-                stop=stop, tell=progress,
-            )  # fmt: skip
-        except Interrupted as error:
-            raise Interrupted(f"{error}; the same command goes on from here", exit_code=error.exit_code) from None
-    if cost.runs:
+    options: dict[str, Any] = {
+        "out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters,
+    }  # fmt: skip
+    try:
+        with stopping() as stop:
+            table = _followed(study, options, stop, workers)
+    except Interrupted as error:
+        raise Interrupted(f"{error}; the same command goes on from here", exit_code=error.exit_code) from None
+    if cost.runs and workers == 1:
         took = time.monotonic() - began
         err().print(f"took {duration(took)}; {_times(took / cost.seconds)} the estimate of {duration(cost.seconds)}")
     return table
+
+
+def _followed(study: Study, options: dict[str, Any], stop: Stop, workers: int) -> pd.DataFrame:
+    """The sweep, with what there is to see of it while it runs."""
+    from holdfast import sweeps
+    from holdfast.workers import sweep_in_processes
+
+    if workers == 1:
+        with SweepProgress() as progress:
+            return sweeps.sweep(study, stop=stop, tell=progress, **options)
+    console = err()
+    if not console.is_terminal:
+        return sweep_in_processes(study, workers=workers, stop=stop, **options)
+    with tempfile.TemporaryFile() as said:
+        try:
+            with Live(console=console, auto_refresh=False, transient=True) as live:
+                look = partial(_refresh, live, options["out"])
+                return sweep_in_processes(study, workers=workers, stop=stop, look=look, said=said, **options)
+        except ResourceError:
+            said.seek(0)
+            console.print(escape(said.read().decode(errors="replace")))
+            raise
+
+
+def _refresh(live: Live, root: Path) -> None:
+    if any(root.glob("*/config.json")):
+        live.update(_standings(status(root)), refresh=True)
 
 
 def estimated(study: Study, *, output_dir: Path, device: str, retry_failed: bool) -> SweepCost:
