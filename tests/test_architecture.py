@@ -159,7 +159,7 @@ ANALYSIS_HALF = {
     "choices": {"costs", "errors", "laws", "stats"},
     "planning": {"choices", "costs", "errors", "laws", "stats"},
     "forecasting": {"errors", "laws", "stats"},
-    "design": {"choices", "costs", "errors", "forecasting", "laws", "planning", "stats"},
+    "design": {"choices", "costs", "errors", "fits", "forecasting", "laws", "planning", "stats"},
     "figures": {"errors", "laws", "stats"},
     "plan_figures": {"choices", "costs", "display", "errors", "figures", "planning", "stats"},
     "measured_figures": {"display", "figures", "forgetting", "stats"},

@@ -369,3 +369,18 @@ def test_laws_survive_strict_json_exactly(ranks, seeds):
     assert repr(again) == repr(laws)
     at = {"trainable_params": 8 * simulated.PARAMS_PER_RANK, "steps": 100}
     assert repr(again.joint["target_nll"].predict(**at)) == repr(laws.joint["target_nll"].predict(**at))
+
+
+def test_runs_of_a_rank_that_miss_the_law_alike_are_named():
+    """Ranks that each have a level of their own are fewer samples than runs; without, hardly a study says so."""
+    said = []
+    for seed in range(20):
+        table = simulated.study(np.random.default_rng(seed))
+        own = {r: 0.02 * np.random.default_rng(r + 1000 * seed).normal() for r in simulated.RANKS}
+        after = table["step"] > 0
+        moved = table.assign(kl_base_tuned=table["kl_base_tuned"] + after * table["r"].map(own))
+        for each in (table, moved):
+            law = fit_law(MULTIPLICATIVE, points(each), "kl_base_tuned")
+            said.append(any("runs of one rank miss the multiplicative law" in words for words in law.warnings))
+    assert sum(said[::2]) <= 2
+    assert sum(said[1::2]) >= 17

@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.stats import Estimate, Prediction, clustered_covariance, ratio_of_sums, rounded
+from holdfast.stats import Estimate, Prediction, clustered_covariance, common_share, ratio_of_sums, rounded
 
 documents = st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(1, 2000)), min_size=2, max_size=30)
 
@@ -147,3 +147,28 @@ def test_without_a_degree_of_freedom_a_prediction_has_no_interval_and_no_risk():
     assert math.isnan(law.interval()[0])
     assert math.isnan(law.run_quantile(0.9))
     assert math.isnan(law.probability_above(0.2))
+
+
+def test_what_a_group_has_in_common_is_the_analysis_of_variance():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(6), 4)
+    values = rng.normal(size=24) + rng.normal(size=6)[groups]
+    values -= values.mean()
+    share, chance = common_share(values, groups=groups, constants=1)
+    expected = scipy.stats.f_oneway(*(values[groups == group] for group in range(6)))
+    assert chance == pytest.approx(expected.pvalue)
+    assert share == pytest.approx((expected.statistic - 1) / (expected.statistic + 3))
+
+
+def test_what_a_group_has_in_common_is_found_on_average_and_unknown_without_repeats():
+    rng, groups, shares, chances = np.random.default_rng(1), np.repeat(np.arange(40), 3), [], []
+    for sd in (0.0, 1.0):
+        for _ in range(200):
+            values = rng.normal(size=120) + sd * rng.normal(size=40)[groups]
+            share, chance = common_share(values, groups=groups, constants=0)
+            (shares if sd else chances).append(share if sd else chance)
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.02)
+    assert np.mean(np.array(chances) < 0.1) == pytest.approx(0.1, abs=0.06)
+    assert all(map(math.isnan, common_share(np.arange(3.0), groups=[1, 2, 3], constants=1)))
+    assert all(map(math.isnan, common_share(np.arange(4.0), groups=[1, 1, 2, 2], constants=2)))
+    assert common_share(np.array([1.0, 1.0, -1.0, -1.0]), groups=[1, 1, 2, 2], constants=1) == (1.0, 0.0)

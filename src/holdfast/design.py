@@ -27,10 +27,11 @@ import pandas as pd
 from holdfast.choices import measure_of_forgetting
 from holdfast.costs import cost
 from holdfast.errors import ConfigError, FitError
+from holdfast.fits import BY_RANK
 from holdfast.forecasting import RunScatter, law_jacobian, run_scatter
 from holdfast.laws import Fit, Laws, points
 from holdfast.planning import plan
-from holdfast.stats import FloatArray, as_dict, rounded, t_quantile
+from holdfast.stats import FloatArray, as_dict, common_share, rounded, t_quantile
 
 LEVEL = 0.9
 """Of the interval that is to be narrowed."""
@@ -246,20 +247,14 @@ def _state(laws: Laws, table: pd.DataFrame, at: Place) -> _State:
 def _shared(law: Fit, have: pd.DataFrame) -> float:
     """Share of the variance between runs that runs of one rank have in common: a half, until runs of one rank tell.
 
-    From the runs' mean residuals, by the one-way analysis of variance; the half counts as one repeated run.
+    From the runs' mean residuals; the half counts as one repeated run.
     """
     inputs = {name: have[name].to_numpy(np.float64) for name in law.domain}
     missed = have.assign(missed=have[law.quantity] - law.predict(**inputs).mean).groupby("run")
-    runs = pd.DataFrame({"r": missed["r"].first(), "mean": missed["missed"].mean()})
-    ranks = runs.groupby("r")["mean"]
-    repeats = len(runs) - ranks.ngroups
-    if repeats == 0 or ranks.ngroups < 2:
-        return SHARED
-    within = float(((runs["mean"] - ranks.transform("mean")) ** 2).sum()) / repeats
-    among = float((ranks.transform("mean") ** 2).sum()) / (ranks.ngroups - 1)
-    common = max((among - within) * ranks.ngroups / len(runs), 0)
-    found = common / (common + within) if common + within > 0 else SHARED
-    return (SHARED + repeats * found) / (1 + repeats)
+    ranks = missed["r"].first().to_numpy()
+    found, _ = common_share(missed["missed"].mean().to_numpy(), groups=ranks, constants=BY_RANK)
+    repeats = len(ranks) - len(set(ranks.tolist()))
+    return SHARED if math.isnan(found) else (SHARED + repeats * found) / (1 + repeats)
 
 
 def _terms(

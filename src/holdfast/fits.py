@@ -19,10 +19,19 @@ from holdfast.errors import ConfigError, FitError
 from holdfast.fitting import Loss, Solution, identification, orthogonal_line, resampled_fits, separable_fit
 from holdfast.formulas import LAWS, LINE, Law
 from holdfast.points import only
-from holdfast.stats import Estimate, FloatArray, Prediction, clustered_covariance, number
+from holdfast.stats import Estimate, FloatArray, Prediction, clustered_covariance, common_share, number
 
 HUBER = 1.345
 """Residual, in robust standard deviations, beyond which a point pulls no harder: 95 % efficient under normal noise."""
+
+BY_RANK = 2
+"""Constants of a joint law that only differences between numbers of parameters tell."""
+
+ALIKE = 0.01
+"""p-value below which runs with the same parameters miss a law alike by more than chance."""
+
+ROUNDING = 1e-9
+"""Residuals below this share of the values are rounding."""
 
 FEW_RUNS = 6
 FEW_STARTS = 0.1
@@ -245,6 +254,11 @@ def evidence(
         )
     elif n_runs < FEW_RUNS:
         warnings.append(f"intervals rest on {n_runs} runs only")
+    noisy = squares > len(y) * (ROUNDING * float(np.abs(y).max())) ** 2
+    if noisy and "trainable_params" in reference and _miss_alike(points, solution.residuals):
+        warnings.append(
+            f"{quantity}: runs of one rank miss the {law.name} law alike, and its interval counts runs: too narrow"
+        )
     if not solution.settled:
         warnings.append(f"{quantity}: the search for the {law.name} law stopped before it settled")
     if law is LINE and squares > POOR * variation:
@@ -275,6 +289,13 @@ def evidence(
         domain={name: (float(points[name].min()), float(points[name].max())) for name in reference},
         warnings=tuple(warnings),
     )
+
+
+def _miss_alike(points: pd.DataFrame, residuals: FloatArray) -> bool:
+    """Whether runs with the same parameters are off by the same, so that there are fewer samples than runs."""
+    means = points.assign(missed=residuals).groupby("run").agg({"missed": "mean", "trainable_params": "first"})
+    _, chance = common_share(means["missed"].to_numpy(), groups=means["trainable_params"], constants=BY_RANK)
+    return chance < ALIKE
 
 
 def _influence(jacobian: FloatArray, runs: npt.NDArray[Any]) -> tuple[tuple[float, ...], ...]:

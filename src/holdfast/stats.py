@@ -11,7 +11,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtr, stdtrit
+from scipy.special import fdtrc, stdtr, stdtrit
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -171,6 +171,24 @@ def between_share(values: FloatArray, *, clusters: npt.ArrayLike) -> float:
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
     sums, counts, total = np.bincount(member, weights=values), np.bincount(member), float(values @ values)
     return float(np.sum(sums**2 / counts)) / total if total > 0 else math.nan
+
+
+def common_share(values: FloatArray, *, groups: npt.ArrayLike, constants: int) -> tuple[float, float]:
+    """Share of the variance of values that members of a group have in common, and the p-value of there being none.
+
+    The one-way analysis of variance, of residuals of a law that took `constants` to follow the groups' means. Both are
+    nan where no group has two members, or the groups are no more than the constants.
+    """
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    repeats, spare = len(values) - len(names), len(names) - constants
+    if repeats < 1 or spare < 1:
+        return math.nan, math.nan
+    means = (np.bincount(member, weights=values) / np.bincount(member))[member]
+    within, among = float(np.sum((values - means) ** 2)) / repeats, float(means @ means) / spare
+    if within == 0:
+        return (1.0, 0.0) if among > 0 else (0.0, 1.0)
+    common = max(among - within, 0) * len(names) / len(values)
+    return common / (common + within), float(fdtrc(spare, repeats, among / within))
 
 
 @overload
