@@ -1,12 +1,11 @@
 """What a plan's interval costs when runs are made as `holdfast next` advises, against making a whole grid.
 
 Simulated studies: the paper's law as KL, a grid of 6 ranks, 3 seeds and 260 steps. Once runs are bought from a stored
-grid, whose runs may be cut short, by the advice and at random; once they are made new, as many as the advice wants. And
-the study of `studies/gsm8k-seeds`, which is real. Laws are refitted after every purchase.
+grid, whose runs may be cut short, by the advice and at random; once they are made new, as many as the advice wants.
+Laws are refitted after every purchase. A real study is made again by `stored_study.py`.
 
-    python scripts/next_run.py                   # a quarter of an hour; writes the tables of docs/theory.md
+    python scripts/next_run.py                   # a quarter of an hour; writes a table of docs/theory.md
     python scripts/next_run.py --studies 4       # a shorter one, printed only
-    python scripts/next_run.py --studies 0       # the stored study alone, written
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from simulated_runs import Runs
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "theory.md"
-STUDY = ROOT / "studies" / "gsm8k-seeds" / "runs.csv"
 
 PLACES = ((8, 60), (32, 115), (256, 150), (32, 200))
+STUDIES = 24
 SHARES = (0.15, 0.25, 0.4)
 LEVEL = 0.9
 LENGTHS = math.sqrt(2)
@@ -198,45 +197,22 @@ def simulated_table(found: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def real_table(table: pd.DataFrame, places: Sequence[Place]) -> str:
-    """Markdown: a stored study made again by the advice, and at random (the median of nine)."""
-    lines = ["| plan | whole study, width | advised, " + " | ".join(f"{s:.0%}".replace("%", " %") for s in SHARES)]
-    lines[0] += " | at random, 40 % | whole's mean inside at 40 % |"
-    lines.append("|" + "---|" * (lines[0].count("|") - 1))
-    for at in places:
-        pilot = small_pilot(table)
-        rows = replay(table, at=at, pilot=pilot, buy=advised(at), share=SHARES[-1])
-        whole, rows = rows.iloc[-1], rows.iloc[:-1]
-        chance = [
-            replay(table, at=at, pilot=pilot, buy=at_random(np.random.default_rng(seed)), share=SHARES[-1])
-            for seed in range(9)
-        ]
-        within = [rows[rows["share"] <= share].iloc[-1] for share in SHARES]
-        cells = [f"{row['width'] / whole['width']:.2f} ({row['n_runs']} runs)" for row in within]
-        cells.append(f"{np.median([each['width'].iloc[-2] / whole['width'] for each in chance]):.2f}")
-        cells.append("yes" if within[-1]["low"] <= whole["mean"] <= within[-1]["high"] else "no")
-        lines.append(f"| r = {at[0]}, {at[1]} steps | {whole['width']:.4f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def replaced(page: str, name: str, content: str) -> str:
+    """The page with what stands between a table's marks replaced."""
+    marks = f"<!-- {name} -->\n", f"\n<!-- end {name} -->"
+    return re.sub(f"{marks[0]}.*?{marks[1]}", lambda _: marks[0] + content + marks[1], page, flags=re.S)
 
 
 def main() -> None:
     """Replay, print, and write the page unless it is a shorter run."""
     asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("--studies", type=int, default=24, help="simulated; 24 or 0 write the page")
+    asked.add_argument("--studies", type=int, default=STUDIES, help="simulated for each plan")
     studies = asked.parse_args().studies
-    made = {}
-    if studies:
-        found = pd.DataFrame([row for at in PLACES for row in simulated_rows(at, range(studies))])
-        made["next simulated"] = simulated_table(found)
-    if STUDY.exists():
-        made["next real"] = real_table(pd.read_csv(STUDY), ((8, 20), (32, 30), (32, 50)))
-    page = PAGE.read_text(encoding="utf-8")
-    for name, table in made.items():
-        print(table)
-        marks = f"<!-- {name} -->\n", f"\n<!-- end {name} -->"
-        page = re.sub(f"{marks[0]}.*?{marks[1]}", lambda _, t=table, m=marks: m[0] + t + m[1], page, flags=re.S)
-    if studies in (0, asked.get_default("studies")):
-        PAGE.write_text(page, encoding="utf-8")
+    table = simulated_table(pd.DataFrame([row for at in PLACES for row in simulated_rows(at, range(studies))]))
+    print(table)
+    if studies == STUDIES:
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(replaced(page, "next simulated", table), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Intervals of predictions hold the truth as often as they say, in studies whose truth is known: prints the table."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ PLACES = {
 @pytest.mark.parametrize(("ranks", "seeds"), [(RANKS, 1), ((8, 32, 128), 2), (RANKS, 2), (RANKS, 3)])
 def test_the_interval_of_a_prediction_covers(ranks, seeds):
     """Nominal 90 % intervals in simulated studies, inside what was run and two-fold outside; two standard errors."""
-    rng, studies = np.random.default_rng(1), 150
+    rng, studies = np.random.default_rng(1), int(os.environ.get("STUDIES", "150"))
     held, runs_held = {where: [] for where in PLACES}, []
     for _ in range(studies):
         fitted = fit_law(MULTIPLICATIVE, points(simulated.study(rng, ranks=ranks, seeds=range(seeds))), "kl_base_tuned")

@@ -120,7 +120,7 @@ def _show_constants(found: Examined) -> None:
         fits += [each for each in found.forms.fits.get(quantity, {}).items() if each[0] not in named]
         table.add_row(f"[bold]{NAMES[quantity]}[/]")
         for name, fit in fits:
-            table.add_row(f"  {escape(name)}", ";  ".join(_constant(fit, parameter) for parameter in fit.parameters))
+            table.add_row(f"  {escape(name)}", _constants(fit))
         shown += [fit.law for _, fit in fits]
     out().print()
     out().print(
@@ -133,13 +133,19 @@ def _show_constants(found: Examined) -> None:
     out().print(f"[dim]{_reference(joint)}[/]", soft_wrap=True)
 
 
-def _constant(fit: Fit, name: str) -> str:
-    estimate = fit.parameters[name]
-    if math.isnan(estimate.stderr):
-        why = _why(fit, name)
-        return f"{name} {why}" if why == OPEN else f"{name} {estimate.value:.3g} ({why})"
-    low, high = (rounded(end, estimate.stderr) for end in estimate.interval(LEVEL))
-    return f"{name} {rounded(estimate.value, estimate.stderr)} ({low} to {high})"
+def _constants(fit: Fit) -> str:
+    """Each with its interval, or why it has none; once where none has one."""
+    if all(_why(fit, name) == NO_INTERVAL for name in fit.parameters):
+        values = (f"{name} {estimate.value:.3g}" for name, estimate in fit.parameters.items())
+        return f"{';  '.join(values)}  ({NO_INTERVAL})"
+    told = []
+    for name, estimate in fit.parameters.items():
+        if math.isnan(estimate.stderr):
+            told.append(f"{name} {_why(fit, name)}")
+        else:
+            low, high = (rounded(end, estimate.stderr) for end in estimate.interval(LEVEL))
+            told.append(f"{name} {rounded(estimate.value, estimate.stderr)} ({low} to {high})")
+    return ";  ".join(told)
 
 
 def _reference(fit: Fit) -> str:

@@ -1,0 +1,132 @@
+"""What a stored study says: its laws held to what they had not seen, every form, and what buying its runs would cost.
+
+    python scripts/stored_study.py studies/gsm8k-seeds       # writes the tables of its README.md
+
+Reads `runs.csv` there, the table of `holdfast.table` as it was stored, and nothing else: no model, no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from holdfast.design import Place
+from holdfast.planning import price_in_words
+from holdfast.stats import Estimate, rounded
+from holdfast.tables import Examined, examine
+
+sys.path.insert(0, str(Path(__file__).parent))
+from next_run import SHARES, advised, at_random, replaced, replay, small_pilot
+
+CHANCES = 9
+"""Replays that buy at random, of which the median is told."""
+
+
+def read(folder: Path) -> pd.DataFrame:
+    """The stored table, as `holdfast.table` gave it."""
+    return pd.read_csv(folder / "runs.csv", dtype={"run": str}, float_precision="round_trip")
+
+
+def said(found: Examined) -> str:
+    """The price in words, and how the laws of forgetting forecast."""
+    told = [str(held) for held in found.validation.held_out if held.quantity == "kl_base_tuned"]
+    lines = [price_in_words(found.laws), *told, *(str(test) for test in found.tests if test.testable)]
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def forms(found: Examined) -> str:
+    """Markdown: every form, its error on each part, R² in sample."""
+    parts = found.forms.parts()
+    rows = [("quantity", "form", *parts, "R² in sample")]
+    for quantity in found.forms.fits:
+        nearest = found.forms.nearest(quantity)
+        for score in (each for each in found.forms.scores() if each.quantity == quantity):
+            cells = (_error(score.errors, part, bold=nearest.get(part) == score.form) for part in parts)
+            rows.append((f"`{quantity}`", score.form, *cells, f"{score.r2:.4f}"))
+        for name, errors in found.forms.baselines(quantity).items():
+            rows.append((f"`{quantity}`", name, *(_error(errors, part, bold=False) for part in parts), ""))
+    return markdown(rows)
+
+
+def _error(errors: dict[str, float], part: str, *, bold: bool) -> str:
+    value = errors.get(part, math.nan)
+    text = "–" if math.isnan(value) else f"{value:.2g}"
+    return f"**{text}**" if bold else text
+
+
+def constants(found: Examined) -> str:
+    """Markdown: every form's constants with 90 % intervals."""
+    rows = [("quantity", "form", "constants, 90 % intervals by run")]
+    for quantity, fits in found.forms.fits.items():
+        for name, fit in fits.items():
+            told = (f"{parameter} {_interval(estimate)}" for parameter, estimate in fit.parameters.items())
+            rows.append((f"`{quantity}`", name, ", ".join(told)))
+    return markdown(rows)
+
+
+def _interval(estimate: Estimate) -> str:
+    if math.isnan(estimate.stderr):
+        return "not identified"
+    low, high = (rounded(end, estimate.stderr) for end in estimate.interval(0.9))
+    return f"{rounded(estimate.value, estimate.stderr)} ({low} to {high})"
+
+
+def bought(table: pd.DataFrame, places: Sequence[Place]) -> str:
+    """Markdown: the study made again by the advice of `next`, and at random."""
+    shares = (f"{share:.0%}".replace("%", " %") for share in SHARES)
+    rows = [("plan", "whole study, width", *(f"advised, {share}" for share in shares), "at random, 40 %", "differs by")]
+    for at in places:
+        pilot = small_pilot(table)
+        found = replay(table, at=at, pilot=pilot, buy=advised(at), share=SHARES[-1])
+        whole, steps = found.iloc[-1], found.iloc[:-1]
+        chance = []
+        for seed in range(CHANCES):
+            buy = at_random(np.random.default_rng(seed))
+            chance.append(
+                replay(table, at=at, pilot=pilot, buy=buy, share=SHARES[-1])["width"].iloc[-2] / whole["width"]
+            )
+        within = [steps[steps["share"] <= share] for share in SHARES]
+        cells = [_bought(each, whole["width"]) for each in within]
+        away = steps["mean"].iloc[-1] - whole["mean"]
+        rows.append(
+            (f"r = {at[0]}, {at[1]} steps", f"{whole['width']:.4f}", *cells, f"{np.median(chance):.2f}", f"{away:+.4f}")
+        )
+    return markdown(rows)
+
+
+def _bought(rows: pd.DataFrame, whole: float) -> str:
+    if rows.empty:
+        return "–"
+    last = rows.iloc[-1]
+    return f"{last['width'] / whole:.2f} ({last['n_runs']} runs)"
+
+
+def markdown(rows: Sequence[Sequence[object]]) -> str:
+    """The first row is the head."""
+    lines = [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def main() -> None:
+    """Write the README's tables."""
+    folder = Path(sys.argv[1])
+    table, page = read(folder), folder / "README.md"
+    found = examine(table)
+    longest, middle = table["total_steps"].max(), found.laws.ranks[len(found.laws.ranks) // 2]
+    places = [(found.laws.ranks[0], round(longest / 3)), *((middle, round(longest * part)) for part in (1 / 2, 5 / 6))]
+    text = page.read_text(encoding="utf-8")
+    for name, content in {
+        "said": said(found), "forms": forms(found), "constants": constants(found), "next": bought(table, places),
+    }.items():  # fmt: skip
+        print(content)
+        text = replaced(text, name, content)
+    page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
