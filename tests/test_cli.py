@@ -94,11 +94,19 @@ def test_fit_prints_a_table_or_only_json(
 ) -> None:
     code, out, err = run(["fit", str(made / "runs")], monkeypatch, capsys)
     assert code == 0
-    assert "Each 0.1 nat of improvement on sums costs" in out
+    assert out.startswith("Each 0.1 nat of improvement on sums costs")
+    for part in (
+        "held to what they had not seen",
+        "Every form, held to the same",
+        "paper, coupled",
+        "additive: asymptote",
+    ):
+        assert part in out
     assert "intervals rest on 3 runs only" in err
     code, out, _ = run(["fit", str(made / "runs"), "--json"], monkeypatch, capsys)
     examined = json.loads(out)
     laws = examined["laws"]
+    assert {"saturating", "additive", "paper, coupled"} <= set(examined["forms"]["fits"]["kl_base_tuned"])
     assert examined["validation"]["held_out"][0]["split"] == "largest rank (r = 16)"
     assert laws["n_runs"] == 3
     assert laws["ranks"] == [1, 4, 16]

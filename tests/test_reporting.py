@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from holdfast import laws, planning, reporting, validation
+from holdfast import forms, laws, planning, reporting, validation
 from holdfast.display import visible
 from holdfast.stats import Estimate, rounded
 from pages import PAYLOADS, Page, chromium, watched
@@ -300,3 +300,16 @@ def test_the_page_is_as_wide_as_a_phone_and_needs_no_script(browser, tmp_path, t
     assert still.locator("noscript svg").count() == 6
     assert still.locator("noscript svg").first.is_visible()
     assert heard + said == []
+
+
+def test_every_form_stands_beside_its_error_on_what_it_had_not_seen(table, fitted):
+    compared = forms.compare_forms(laws.points(table))
+    page = Page(write(table, fitted, None, forms=compared))
+    printed = page.grid("held-out", 1)
+    assert len(printed) == len(compared.scores()) == 12
+    for row, score in zip(printed, compared.scores(), strict=True):
+        assert (row["Quantity"][0], row["Form"][0]) == (reporting.NAMES[score.quantity], score.form)
+        assert row["R² in sample"][0] == f"{score.r2:.4f}"
+        for part, error in score.errors.items():
+            assert row[part][0] == f"{error:.2g}"
+            assert (row[part][1] == "nearest") == (compared.nearest(score.quantity)[part] == score.form)
