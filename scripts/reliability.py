@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reliability.md"
 TESTS = (
     "test_crash_points", "test_kills", "test_full_disk", "test_interrupts", "test_checkpoints", "test_store",
+    "test_hostile_studies", "test_hostile_texts", "test_hostile_models", "test_canaries", "test_secrets",
+    "test_hostile_terminal",
 )  # fmt: skip
 """Where faults are injected."""
 
@@ -28,7 +30,9 @@ def found(options: list[str]) -> dict[str, list[str]]:
         report = Path(folder) / "report.xml"
         tests = [f"tests/{name}.py" for name in TESTS]
         subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *tests, f"--junitxml={report}", *options], cwd=ROOT, check=True
+            [sys.executable, "-m", "pytest", "-q", *tests, f"--junitxml={report}", "-ojunit_family=xunit1", *options],
+            cwd=ROOT,
+            check=True,
         )
         rows: dict[str, list[str]] = {}
         for said in ET.parse(report).iter("property"):  # noqa: S314  (pytest's own)

@@ -4,8 +4,9 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -48,6 +49,28 @@ def _argv(*arguments: str) -> Iterator[None]:
         yield
     finally:
         sys.argv, os.environ["COLUMNS"] = argv, columns
+
+
+SECTION = "Inputs"
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What a table of cases came to, for docs/reliability.md: mutable, because every case adds to it."""
+
+    answers: dict[str, list[tuple[Answer, Path]]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, group: str, answer: Answer, folder: Path) -> None:
+        """Count a case that was answered as it should be."""
+        self.answers[group].append((answer, folder))
+
+    def tell(self, record_property: Callable[[str, object], None]) -> None:
+        """A row for each group: how many, and the first of the answers."""
+        for group, answers in self.answers.items():
+            first, folder = answers[0]
+            said = first.refusal[-1].replace(f"{folder}/", "").replace("|", "\\|")
+            codes = ", ".join(map(str, sorted({answer.code for answer, _ in answers})))
+            record_property(SECTION, f"{group} | {len(answers)} | exit code {codes}: `{said:.150}`")
 
 
 def write_study(folder: Path, *, model: str | Path, target: str, retain: str) -> str:

@@ -266,6 +266,7 @@ ENTRY = {
     "cli": {
         "audit",
         "config",
+        "display",
         "errors",
         "interrupts",
         "law_commands",
@@ -361,18 +362,32 @@ def test_the_public_names() -> None:
         _ = holdfast.nothing
 
 
+RUNS_CODE = {
+    "eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.load",
+    "np.load", "numpy.load", "pd.read_pickle", "joblib.load", "runpy.run_path", "os.system",
+    "os.popen", "os.execv", "os.execvp", "os.spawnv", "os.startfile", "pty.spawn", "ctypes.CDLL",
+}  # fmt: skip
+RUNS_CODE_IF = {
+    ("shell", "True"), ("trust_remote_code", "True"), ("weights_only", "False"), ("use_safetensors", "False"),
+    ("allow_pickle", "True"), ("autoescape", "False"),
+}  # fmt: skip
+CODE_BEARERS = {"pickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "runpy", "code", "pty"}
+
+
 def test_no_code_in_the_package_can_run_code_it_was_given() -> None:
-    """No pickle, eval, exec, unsafe YAML, shell or remote code, anywhere in the syntax tree."""
+    """No pickle, eval, exec, unsafe YAML, shell or remote code, anywhere in the syntax tree, by any name."""
     for path in MODULES.values():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        assert not {n.split(".")[0] for n in imported(path)} & {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
-        for node in ast.walk(tree):
+        names = imported(path)
+        assert not {n.split(".")[0] for n in names} & CODE_BEARERS, path
+        assert not names & RUNS_CODE, path  # `from os import system`
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute | ast.Name):
+                assert ast.unparse(node) not in RUNS_CODE, path  # called, or given another name
             if isinstance(node, ast.Call):
-                called = ast.unparse(node.func)
-                assert called not in {"eval", "exec", "compile", "os.system", "yaml.load", "torch.load"}, path
-                for keyword in node.keywords:
-                    value = ast.unparse(keyword.value)
-                    assert (keyword.arg, value) not in {("shell", "True"), ("trust_remote_code", "True")}, path
+                given = {(keyword.arg, ast.unparse(keyword.value)) for keyword in node.keywords}
+                assert not given & RUNS_CODE_IF, path
+                if ast.unparse(node.func).endswith(".from_pretrained") and "AutoModel" in ast.unparse(node.func):
+                    assert ("use_safetensors", "True") in given or "gguf_file" in {name for name, _ in given}, path
 
 
 def test_constraints_pin_every_dependency() -> None:

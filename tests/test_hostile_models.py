@@ -3,13 +3,16 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import peft
 import pytest
 from transformers import AutoTokenizer
 
-from hostile import command, write_study
+from hostile import SECTION, Tally, command, write_study
 from hostile_models import FOLDERS, RIGHT, Folder, Kind
 from hostile_texts import GOOD, SUMS, lines
 from tuned import LM, adapter, shaken, tuned_model
@@ -39,6 +42,7 @@ def test_there_are_more_than_a_hundred() -> None:
     assert len({(case.group, case.name) for case in FOLDERS}) == len(FOLDERS) >= 140
 
 
+TALLY = Tally()
 CASES = [(case, kind) for case in FOLDERS for kind in case.kinds]
 
 
@@ -62,6 +66,8 @@ def test_a_malformed_folder_is_refused(
         assert len(answer.refusal[-1]) < 900
         assert not answer.out
     assert not list(folder.glob("runs/*"))
+    if kind == case.kinds[0]:
+        TALLY.add(f"model: {case.group}" if kind != "adapter" else f"adapter: {case.group}", answers[0], folder)
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -77,3 +83,29 @@ def test_what_is_only_odd_gives_the_same_numbers(tiny: Path, good: dict[Kind, Pa
         numbers.append(json.loads(answer.out)["checkpoints"][0]["texts"])
     assert numbers[0] == numbers[1]
     assert numbers[0][0]["kl_base_tuned"]["value"] > 1e-4
+
+
+REAL = ("a mistake in the study", "nested JSON", "a header of 2^64 bytes")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_process_of_its_own_says_the_same(tiny: Path, good: dict[Kind, Path], folder: Path, name: str) -> None:
+    made = Path(shutil.copytree(good["base"], folder / "made"))
+    arguments = ["sweep", write_study(folder, model=made, target="sums.jsonl", retain="kelp.jsonl")]
+    if name == REAL[0]:
+        arguments += ["--set", "adapter.rank=3", "--set", "lr=3"]
+    elif name == REAL[1]:
+        (folder / "kelp.jsonl").write_bytes(b'{"text": ' + b"[" * 100_000)
+    else:
+        next(case for case in FOLDERS if case.name == name).make(made)
+    program = Path(sys.executable).with_name("holdfast")
+    ended = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    here = command(*arguments, folder=folder)
+    assert (ended.returncode, ended.stdout) == (here.code, "")
+    assert ended.stderr == here.err
+    assert here.code == (2 if name == REAL[0] else 3)
+
+
+def test_the_page_tells_of_them(record_property: Callable[[str, object], None]) -> None:
+    TALLY.tell(record_property)
+    record_property(SECTION, f"model, adapter: odd, and right | {len(RIGHT)} | measured as the ordinary folder is")

@@ -1,14 +1,16 @@
 """Wrong study files at the command line: exit code 2, every mistake at its place, no traceback, nothing made."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hostile import command
+from hostile import Tally, command
 from hostile_studies import Study, studies
 from test_config import BODY
 
 STUDIES = list(studies())
+TALLY = Tally()
 
 
 def test_there_are_more_than_a_hundred() -> None:
@@ -33,6 +35,7 @@ def test_a_mistake_is_located_and_explained(tmp_path: Path, study: Study) -> Non
     assert len(answer.refusal) == 1 or not study.alone, answer.err
     assert all(len(line) < 500 and line.isprintable() for line in answer.refusal)
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]  # neither runs nor what a file would run
+    TALLY.add(f"study file: {study.group}", answer, tmp_path)
 
 
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
@@ -66,3 +69,7 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: list[str], word: 
     answer = command(*arguments, folder=tmp_path)
     assert answer.code == 2, answer.err
     assert word in answer.err
+
+
+def test_the_page_tells_of_them(record_property: Callable[[str, object], None]) -> None:
+    TALLY.tell(record_property)

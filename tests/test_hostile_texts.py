@@ -2,12 +2,13 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from holdfast.corpora import read_corpus
-from hostile import command, write_study
+from hostile import SECTION, Tally, command, write_study
 from hostile_texts import GOOD, KELP, RIGHT, SUMS, TEXTS, Text, lines
 
 
@@ -23,6 +24,7 @@ def test_there_are_more_than_forty() -> None:
     assert len({text.name for text in TEXTS}) == len(TEXTS) >= 80
 
 
+TALLY = Tally()
 CASES = [(text, role) for text in TEXTS for role in text.roles]
 
 
@@ -40,6 +42,8 @@ def test_malformed_data_is_refused_by_file_and_row(tiny: Path, folder: Path, tex
     assert len(answer.refusal[0]) < 500
     assert not answer.out
     assert not list(folder.glob("runs/*"))
+    if role == text.roles[0]:
+        TALLY.add(f"data: {text.group}", answer, folder)
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -77,3 +81,8 @@ def test_conversations_for_a_model_without_a_template_are_refused(tiny: Path, fo
     answer = command("measure", model, model, "--text", "chat.jsonl", folder=folder)
     assert answer.code == 3
     assert re.search(r"tokenizer has no chat template, at chat\.jsonl:[12]", answer.err)
+
+
+def test_the_page_tells_of_them(record_property: Callable[[str, object], None]) -> None:
+    TALLY.tell(record_property)
+    record_property(SECTION, f"data: odd, and right | {len(RIGHT)} | read as the ordinary file is, number for number")

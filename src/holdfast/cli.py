@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from holdfast import law_commands
+from holdfast.display import visible
 from holdfast.errors import HoldfastError, as_refusal
 from holdfast.interrupts import stopping
 from holdfast.options import Budget, Corpus, Device, Goal, Json, Retry, Risk, Runs, print_json, typed
@@ -250,9 +251,18 @@ def schema(output: Annotated[Path | None, typer.Argument(help="File to write; de
     output.write_text(text, encoding="utf-8") if output else print(text, end="")
 
 
+class _Visible(logging.Formatter):
+    """What is logged, ours or a library's, may quote a stranger. A class because logging asks for one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(visible(super().format(record)))
+
+
 def main() -> None:
     """Run the command line; every refusal of ours is one message on stderr and its own exit code, never a traceback."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("holdfast").setLevel(logging.INFO)
     try:
         with stopping():

@@ -35,12 +35,12 @@ def escape(text: str) -> str:
 
 def out() -> Console:
     """Where results go."""
-    return Console(highlight=False)
+    return Console(highlight=False, emoji=False)
 
 
 def err() -> Console:
     """Where progress, warnings and errors go."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 def show_error(error: HoldfastError) -> None:
