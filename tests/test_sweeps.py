@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,8 @@ import yaml
 
 import holdfast
 from holdfast import store, sweeps
-from holdfast.errors import ConfigError, DataError, Interrupted
+from holdfast.config import read_study
+from holdfast.errors import ConfigError, DataError, Interrupted, ModelError, StoreError
 from holdfast.interrupts import Stop
 
 
@@ -180,3 +182,54 @@ def test_the_adapters_of_measured_steps_are_kept_on_request_and_are_the_runs_own
         recorded = {one.step: one.values["kl_base_tuned"][0] for one in run.measurements if one.role == "retain"}
         assert set(found) == {2, 3, 6}
         assert all(found[step] == pytest.approx(recorded[step], abs=1e-7) for step in found)
+
+
+@pytest.fixture
+def finished(study: Path, tmp_path: Path) -> tuple[Path, pd.DataFrame]:
+    """The folder of one finished run, and its table."""
+    table = holdfast.sweep(read_study(study, overrides=["grid.adapter.r=[2]"]), out=tmp_path / "runs")
+    return tmp_path / "runs" / str(table["run"].iloc[0]), table
+
+
+@pytest.mark.parametrize("damage", ["a bit", "half", "empty", "gone"])
+@pytest.mark.parametrize("name", ["records.jsonl", "done.json", "provenance.json", "config.json"])
+def test_whatever_is_damaged_is_named_and_made_again_on_request(
+    name: str,
+    damage: str,
+    study: Path,
+    finished: tuple[Path, pd.DataFrame],
+    record_property: Callable[[str, object], None],
+) -> None:
+    folder, whole = finished
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 0x02
+    left = {"a bit": bytes(content), "half": bytes(content[: len(content) // 2]), "empty": b""}
+    (folder / name).unlink() if damage == "gone" else (folder / name).write_bytes(left[damage])
+    one = read_study(study, overrides=["grid.adapter.r=[2]"])
+    if name == "config.json" or (name, damage) in {("done.json", "gone"), ("provenance.json", "gone")}:
+        table = holdfast.sweep(one, out=folder.parent)  # its name says what it was; or the run was simply not over
+    else:
+        with pytest.raises(StoreError, match=rf"{name}.*--retry-failed makes it again") as refused:
+            holdfast.sweep(one, out=folder.parent)
+        assert refused.value.exit_code == 3
+        table = holdfast.sweep(one, out=folder.parent, retry_failed=True)
+    if (name, damage) != ("provenance.json", "gone"):  # which is what says how many parameters there are
+        pd.testing.assert_frame_equal(whole, table)
+    record_property(
+        "Durability",
+        "each file of a finished run changed by a bit, cut in half, emptied, removed | 16 | named with exit code 3, and "
+        "with `--retry-failed` made again to the same table",
+    )
+
+
+def test_an_adapter_that_changed_since_its_run_is_not_measured(
+    study: Path, finished: tuple[Path, pd.DataFrame]
+) -> None:
+    folder, _ = finished
+    path = folder / "adapter" / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 0x01
+    path.write_bytes(content)
+    run = store.read_run(folder)
+    with pytest.raises(ModelError, match=r"changed since the run was finished, at .*adapter_model.safetensors"):
+        holdfast.measure(base=run.config.model, tuned=str(folder), texts=run.config.retain, context=48, dtype="float32")

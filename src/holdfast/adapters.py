@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import warnings
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from holdfast import files
 from holdfast.config import Adapter
-from holdfast.errors import ModelError, as_ours, first_line
+from holdfast.errors import ModelError, StoreError, as_ours, first_line
 from holdfast.folders import read_files
 from holdfast.mistakes import show
 from holdfast.models import Base, Tuned, causal, check_finite, check_head, prompted, quiet
@@ -51,8 +51,10 @@ def load_adapter(base: Base, folder: str) -> Tuned:
     """Put a trained PEFT adapter folder on a base, in place, frozen; whatever method PEFT knows.
 
     Raises:
-        ModelError: not an adapter folder, made for other shapes, not finite, or it works where we could not see it.
+        ModelError: not an adapter folder, made for other shapes, not finite, it works where we could not see it, or one
+            of our runs made it and it has changed since.
     """
+    _check_unchanged(Path(folder))
     place = Path(folder) / "adapter_config.json"
     if not place.is_file():
         raise ModelError(f"got {folder!r}, expected a PEFT adapter folder with an adapter_config.json in it")
@@ -81,6 +83,21 @@ def load_adapter(base: Base, folder: str) -> Tuned:
     tuned.requires_grad_(False).eval()
     check_head(tuned, f"adapter {folder!r}")
     return tuned
+
+
+def _check_unchanged(folder: Path) -> None:
+    """An adapter in the folder of a finished run is what the run left there."""
+    done = folder.parent / "done.json"
+    if folder.name != "adapter" or not done.is_file():
+        return
+    try:
+        expected = files.read_json(done).get("adapter", {})
+    except StoreError:
+        return  # somebody else's file of that name
+    for name, digest in expected.items():
+        path = folder / name
+        if name != "README.md" and (not path.is_file() or sha256(path.read_bytes()).hexdigest() != digest):
+            raise ModelError(f"got a file that is missing or changed since the run was finished, at {path}")
 
 
 def _check_head_frozen(tuned: Tuned, place: str) -> None:
@@ -119,7 +136,7 @@ def save_adapter(tuned: Tuned, folder: Path) -> dict[str, str]:
         tuned.save_pretrained(making, save_embedding_layers=False)
         contents = [(path.name, path.read_bytes()) for path in sorted(Path(making).iterdir())]
     files.write_folder(folder, contents)
-    return {name: hashlib.sha256(content).hexdigest() for name, content in contents}
+    return {name: sha256(content).hexdigest() for name, content in contents}
 
 
 def detach_adapter(tuned: Tuned) -> Base:

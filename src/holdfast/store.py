@@ -285,6 +285,8 @@ def read_run(folder: Path) -> Run:
         raise StoreError(f"got a config that hashes to {config.name}, expected the folder's own name, at {folder}")
     state, reason = standing(folder)
     done = _json_if_there(folder / "done.json")
+    if done is not None and not (folder / "provenance.json").is_file():
+        raise StoreError(f"got a finished run without its provenance, expected it, at {folder / 'provenance.json'}")
     return Run(
         folder=folder, config=config, provenance=_json_if_there(folder / "provenance.json") or {}, state=state,
         reason=reason, summary=done or {},

@@ -47,7 +47,7 @@ class SweepProgress:
         self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._study = self._bars.add_task("study", total=1.0, note="")
         self._run = self._bars.add_task("run", total=1.0, note="")
-        self._began, self._runs_before = math.nan, 0
+        self._began, self._made_before = math.nan, math.nan
         self._losses: list[float] = []
         self._forgetting: dict[str, str] = {}
 
@@ -65,7 +65,7 @@ class SweepProgress:
             self._show_end(at, name)
         elif at.event is None:
             if math.isnan(self._began):
-                self._began, self._runs_before = time.monotonic(), at.index
+                self._began = time.monotonic()
             self._losses, self._forgetting = [], {}
             self._bars.update(self._run, description=name, completed=0, note="preparing")
         else:
@@ -73,9 +73,12 @@ class SweepProgress:
 
     def _show_event(self, at: sweeps.Progress, event: training.Event, name: str) -> None:
         made = at.index + event.share
-        left = (time.monotonic() - self._began) / (made - self._runs_before) * (at.runs - made)
+        if math.isnan(self._made_before):  # what an earlier sweep made was not made in our time
+            self._made_before = at.index if event.step == 0 else made - 1e-9
+        pace = (time.monotonic() - self._began) / max(made - self._made_before, 1e-9)
+        left = f"about {duration(pace * (at.runs - made))} left" if made > self._made_before + 1e-6 else "going on"
         loss = "" if math.isnan(event.loss) else f", loss {event.loss:.3f}"
-        self._bars.update(self._study, completed=made / at.runs, note=f"about {duration(left)} left")
+        self._bars.update(self._study, completed=made / at.runs, note=left)
         self._bars.update(self._run, completed=event.share, note=f"step {event.step}/{at.run.steps}{loss}")
         if event.report is None:
             return
@@ -84,9 +87,10 @@ class SweepProgress:
             return
         self._forgetting[event.report.corpus] = str(event.report.kl_base_tuned)
         if not self._console.is_terminal:
+            held_out = f"held-out loss {self._losses[-1]:.3f}, " if self._losses else ""
             self._console.print(
-                f"{name}, step {event.step}/{at.run.steps}: held-out loss {self._losses[-1]:.3f}, forgetting "
-                f"{event.report.kl_base_tuned} on {visible(event.report.corpus)}; about {duration(left)} left",
+                f"{name}, step {event.step}/{at.run.steps}: {held_out}forgetting {event.report.kl_base_tuned} on "
+                f"{visible(event.report.corpus)}; {left}",
                 markup=False, soft_wrap=True,
             )  # fmt: skip
 
