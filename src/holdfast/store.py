@@ -42,9 +42,7 @@ QUANTITIES = (
 
 
 log = logging.getLogger(__name__)
-
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading a line that is not a measurement may raise."""
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of reading a line that is none of ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +118,8 @@ class Recorder:
                 "got other weights or texts than this run was begun with, expected the same in one folder; sweep into "
                 f"another with --output-dir, at {self.folder}"
             )
-        changed = {name: fact for name, fact in provenance.items() if before.get(name) != fact}
-        files.write_json(path, before | {"resumed": [*before.get("resumed", []), changed]})
+        other = {name: fact for name, fact in provenance.items() if before.get(name) != fact}
+        files.write_json(path, before | {"resumed": [*before.get("resumed", []), other]})
 
     def note(self, progress: Mapping[str, Any]) -> None:
         """Leave word of how far the run is, for whoever looks; nothing depends on it."""
