@@ -131,6 +131,7 @@ def test_a_choice_is_cut_as_text_and_choice_together_are_cut(tiny: Path) -> None
         answering.asked(tokenizer, "  ", [" grows"], place="a:2")
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # of the library that makes the adapter
 def test_virtual_tokens_take_rows_of_their_own(tiny: Path, tmp_path: Path) -> None:
     config = peft.PromptTuningConfig(num_virtual_tokens=3, **made.LM)
     folder = made.adapter(tiny, config, tmp_path / "prompts")

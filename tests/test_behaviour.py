@@ -16,7 +16,8 @@ def result(base: list[int], tuned: list[int], *, answers: list[int], task: str =
     n = len(base)
     return ChoiceResult(
         task=task, protocol="character", items=tuple(f"q{i}" for i in range(n)), questions=("Why <b>?</b>",) * n,
-        answers=np.array(answers), options=np.full(n, 4), base=np.array(base), tuned=np.array(tuned),
+        choices=(("w", "x", "y", "z"),) * n,
+        answers=np.array(answers), base=np.array(base), tuned=np.array(tuned),
         base_scores=scored(base), tuned_scores=scored(tuned),
     )  # fmt: skip
 
@@ -39,6 +40,17 @@ def test_what_accuracy_hides_is_counted() -> None:
     assert ONE.moved_wrong.count == 2
     assert ONE.chance_adjusted_agreement.value == pytest.approx((2 / 6 - 1 / 4) / (3 / 4))
     assert "accuracy 33.3 % → 33.3 % (not measurable below 100.0 points); 66.7 % of answers" in ONE.in_words()
+
+
+def test_examples_are_the_largest_changes_and_as_many_at_random_and_say_which() -> None:
+    shown = ONE.moved(each=2, seed=0)
+    assert [one.picked for one in shown] == ["largest change", "largest change", "at random", "at random"]
+    assert {one.item for one in ONE.moved(each=4, seed=0)[:4]} == {"q1", "q2", "q4", "q5"}
+    (lost,) = (one for one in ONE.moved(each=4, seed=0)[:4] if one.item == "q1")
+    assert (lost.right, lost.base, lost.tuned) == ("w", "w", "x")
+    assert ONE.moved(each=2, seed=0) == shown
+    drawn = {one.item for seed in range(50) for one in ONE.moved(each=1, seed=seed)[1:]}
+    assert drawn == set(ONE.items)
 
 
 def test_change_orders_items() -> None:

@@ -261,9 +261,11 @@ def test_probe_says_what_is_no_longer_the_bases_answer(
     assert code == 0
     assert "arc_challenge  12 items; choices listed, log-likelihood of each letter, zero-shot" in out
     assert "same answer as base" in out
-    file = tmp_path / "items.parquet"
-    code, out, _ = run(["probe", *adapters, *asked, "--parquet", str(file), "--json"], monkeypatch, capsys)
+    file, page = tmp_path / "items.parquet", tmp_path / "page.html"
+    written = ["--parquet", str(file), "--html", str(page)]
+    code, out, _ = run(["probe", *adapters, *asked, *written, "--json"], monkeypatch, capsys)
     assert code == 0
+    assert "holdfast probe" in page.read_text()
     found = json.loads(out)
     assert found["base"] == str(tiny)  # named by the adapters
     for model in found["models"]:

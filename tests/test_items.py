@@ -108,6 +108,12 @@ def test_a_row_that_cannot_be_asked_is_named(tmp_path: Path, row: object, messag
     assert str(caught.value).endswith(f"at {file}:3")
 
 
+def test_questions_to_be_answered_freely_ship_with_the_package() -> None:
+    read = read_items("side_by_side")
+    assert {prompt.group for prompt in read.prompts} == {"open"}
+    assert [p.prompt for p in read.prompts] == [q.question for q in read_items("arc_easy").questions]
+
+
 def test_sets_that_are_not_there_or_empty(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "bad.csv").write_text("prompt,label\nHello,safe,more\n")
@@ -118,7 +124,7 @@ def test_sets_that_are_not_there_or_empty(tmp_path: Path) -> None:
         str(tmp_path): "expected a file of items there",
         str(tmp_path / "bad.csv"): r"without exactly 2 cells, at .*bad.csv:2",
         str(tmp_path / "latin.csv"): "cannot be read",
-        "arc_chalenge": "expected one of advbench, arc_challenge, arc_easy, xstest, refusal_logodds",
+        "arc_chalenge": "expected one of advbench, arc_challenge, arc_easy, xstest, side_by_side, refusal_logodds",
         "no-such/set": "cannot be loaded",
         "xstest": "XSTest is not in the package: give a path",
     }.items():

@@ -183,6 +183,15 @@ def test_items_of_all_kinds_are_one_table(tiny: Path, moved: Path, prompts: Path
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+def test_answers_stand_side_by_side_for_who_has_no_prompts(tiny: Path, moved: Path) -> None:
+    (result,) = (result for _, result in probed(tiny, moved, "side_by_side").rows())
+    assert isinstance(result, RefusalResult)
+    assert (result.group, len(result.items)) == ("open", 40)
+    pairs = result.side_by_side(each=3, seed=0)
+    assert pairs[0].change == result.own_change.max() > 0
+    assert len(probed(tiny, moved, "side_by_side", limit=3)["side_by_side"].items) == 3
+
+
 def test_silence_has_no_words_to_measure_and_is_no_refusal(tiny: Path, tmp_path: Path, prompts: Path) -> None:
     """A model whose every token is an end."""
     silent = Path(shutil.copytree(tiny, tmp_path / "silent"))

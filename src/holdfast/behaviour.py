@@ -25,27 +25,39 @@ from holdfast.proportions import (
     percent,
 )
 from holdfast.questions import DESCRIBED, Protocol
-from holdfast.refusals import RefusalOdds, RefusalResult
+from holdfast.refusals import Picked, RefusalOdds, RefusalResult
 from holdfast.stats import Estimate
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MovedAnswer:
+    """What base and tuned chose for one question, and whether it was picked for its change or at random."""
+
+    item: str
+    question: str
+    right: str
+    base: str
+    tuned: str
+    picked: Picked
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChoiceResult:
     """Questions with choices, put to base and tuned alike: what each chose, and by which scores.
 
-    `answers` are the right choices, `options` how many there were; `base_scores` and `tuned_scores` hold a number per
-    choice of each item, as the protocol compares them.
+    `choices` are their texts, `answers` the indices of the right ones; `base_scores` and `tuned_scores` hold a number
+    per choice of each item, as the protocol compares them.
     """
 
     task: str
     protocol: Protocol
     items: tuple[str, ...]
     questions: tuple[str, ...]
+    choices: tuple[tuple[str, ...], ...]
     answers: IntArray
-    options: IntArray
     base: IntArray
     tuned: IntArray
     base_scores: tuple[FloatArray, ...]
@@ -55,6 +67,11 @@ class ChoiceResult:
     def name(self) -> str:
         """The task with its protocol, for the same items scored in two ways are two results."""
         return f"{self.task}, by {self.protocol}"
+
+    @property
+    def options(self) -> IntArray:
+        """How many choices each item has."""
+        return np.array([len(choices) for choices in self.choices])
 
     @property
     def accuracy(self) -> PairedShares:
@@ -96,6 +113,20 @@ class ChoiceResult:
             ]
         )
 
+    def moved(self, *, each: int, seed: int) -> tuple[MovedAnswer, ...]:
+        """So many items whose choice moved most, largest first, and as many picked at random from all."""
+        largest = np.argsort(-self.change(), kind="stable")[:each].tolist()
+        random = np.random.default_rng(seed).permutation(len(self.items))[:each].tolist()
+        picks: dict[Picked, list[int]] = {"largest change": largest, "at random": random}
+        return tuple(
+            MovedAnswer(
+                item=self.items[i], question=self.questions[i], right=self.choices[i][self.answers[i]],
+                base=self.choices[i][self.base[i]], tuned=self.choices[i][self.tuned[i]], picked=picked,
+            )
+            for picked, indices in picks.items()
+            for i in indices
+        )  # fmt: skip
+
     def in_words(self) -> str:
         """What accuracy says, and what it hides."""
         accuracy, moved = self.accuracy, Share(count=self.agreement.n - self.agreement.count, n=self.agreement.n)
@@ -128,6 +159,7 @@ class ChoiceResult:
                 "protocol": self.protocol,
                 "item": self.items,
                 "question": self.questions,
+                "choices": [list(choices) for choices in self.choices],
                 "answer": self.answers,
                 "base": self.base,
                 "tuned": self.tuned,

@@ -207,7 +207,8 @@ def probe(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="arc_challenge, arc_easy, advbench, xstest, refusal_logodds, a file of items, org/name; repeatable."
+            help="arc_challenge, arc_easy, advbench, xstest, refusal_logodds, side_by_side, lm_eval:NAME, a file of "
+            "items, org/name; repeatable. Default: arc_challenge."
         ),
     ] = None,
     protocol: Annotated[
@@ -218,6 +219,7 @@ def probe(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer to a prompt.")] = 128,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
     device: Device = "auto",
+    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write every item.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -233,7 +235,7 @@ def probe(
             base=base, tuned=tuned, tasks=task or ["arc_challenge"], protocols=protocol or ["character"], limit=limit,
             max_new_tokens=max_new_tokens, dtype=dtype, device=device, tell=tell,
         )  # fmt: skip
-    publishing.publish_probe(report, parquet=parquet)
+    publishing.publish_probe(report, html=html, parquet=parquet, commands=[typed()])
     print_json(report.to_dict()) if as_json else probe_screens.show_probe(report)
     if any(model.failure for model in report.models):
         raise typer.Exit(4)

@@ -1,6 +1,7 @@
 """How things are said to people: text from strangers made safe, so that no character of it acts unseen; times."""
 
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -31,3 +32,14 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The last part of each path where it says the step, else two, and as many as tell all of them apart."""
+    parts = {name: name.rstrip("/").split("/") for name in names}
+    least = {name: 1 if path[-1].startswith("checkpoint-") else 2 for name, path in parts.items()}
+    for more in range(max(map(len, parts.values()), default=0)):
+        short = {name: "/".join(path[-least[name] - more :]) for name, path in parts.items()}
+        if len(set(short.values())) == len(short):
+            return short
+    return {name: name for name in names}

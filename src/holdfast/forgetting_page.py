@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from holdfast.display import short_names
 from holdfast.evidence import QUANTILES, UNMEASURABLE, CorpusReport, Passage
 from holdfast.figures import Chart
 from holdfast.forgetting import Checkpoint, ForgettingReport
@@ -46,7 +47,7 @@ def forgetting_page(
     The page makes no request and runs one script, which its content security policy names by its hash. The same
     arguments give the same page, byte for byte.
     """
-    names = _short_names([checkpoint.name for checkpoint in report.checkpoints])
+    names = short_names([checkpoint.name for checkpoint in report.checkpoints])
     measured = [checkpoint for checkpoint in report.checkpoints if checkpoint.texts]
     last = measured[-1] if measured else None
     texts = {name for checkpoint in measured for name in checkpoint.texts}
@@ -337,17 +338,6 @@ def _failed(report: ForgettingReport, names: Mapping[str, str]) -> Grid | None:
     ]
     columns = [Cell("Model", kind="text"), Cell("Reason", kind="words")]
     return Grid("Models that could not be measured", columns, rows) if rows else None
-
-
-def _short_names(names: Sequence[str]) -> dict[str, str]:
-    """The last part of each path where it says the step, else two, and as many as tell all of them apart."""
-    parts = {name: name.rstrip("/").split("/") for name in names}
-    least = {name: 1 if path[-1].startswith("checkpoint-") else 2 for name, path in parts.items()}
-    for more in range(max(map(len, parts.values()), default=0)):
-        short = {name: "/".join(path[-least[name] - more :]) for name, path in parts.items()}
-        if len(set(short.values())) == len(short):
-            return short
-    return {name: name for name in names}
 
 
 def _step(checkpoint: Checkpoint, names: Mapping[str, str]) -> str:

@@ -19,6 +19,9 @@ from holdfast.rows import SUFFIXES, file_rows, hub_rows
 XSTEST = "walledai/XSTest@test"
 """Where `xstest` is. No package carries it, so without the hub it takes a path."""
 
+SIDE_BY_SIDE = "side_by_side"
+"""Questions that ship with the package, to be answered freely: for who has no prompts of their own."""
+
 PROMPTS = ("prompt", "goal", "question")
 """Columns that may hold what a user says."""
 
@@ -55,7 +58,7 @@ class Items:
 
 
 def read_items(spec: str) -> Items:
-    """The items of `arc_challenge`, `arc_easy`, `advbench`, `xstest`, a data file, or a hub set.
+    """The items of `arc_challenge`, `arc_easy`, `advbench`, `xstest`, `side_by_side`, a data file, or a hub set.
 
     Files are `.jsonl[.gz]`, `.parquet` or `.csv`; a hub set is `org/name[:config][@split]`. A question is a row with
     `question`, `choices` (texts, or ARC's `{text, label}`) and `answerKey` (a label) or `answer` (an index or label). A
@@ -65,6 +68,8 @@ def read_items(spec: str) -> Items:
     Raises:
         DataError: nothing there, no rows, rows of both kinds, or a row that cannot be asked, naming its place.
     """
+    if spec == SIDE_BY_SIDE:
+        return _open_questions()
     rows = list(_rows(spec))
     if not rows:
         raise DataError(f"got no items, expected at least one, at {spec}")
@@ -77,6 +82,15 @@ def read_items(spec: str) -> Items:
         raise DataError(f"got questions with choices and prompts without, expected one kind, at {odd.place}")
     name = spec if spec in builtin.ITEMS else spec.partition("@")[0].split("/")[-1].split(".")[0]
     return Items(name=name, questions=questions, prompts=prompts)
+
+
+def _open_questions() -> Items:
+    """ARC-Easy's questions without their choices."""
+    prompts = tuple(
+        Prompt(id=q.id, prompt=q.question, group="open", target=None, place=q.place)
+        for q in read_items("arc_easy").questions
+    )
+    return Items(name=SIDE_BY_SIDE, questions=(), prompts=prompts)
 
 
 def _rows(spec: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -94,7 +108,7 @@ def _rows(spec: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         except DataError as error:
             raise DataError(f"{error}; XSTest is not in the package: give a path to its xstest_prompts.csv") from error
     elif "/" not in spec:
-        known = ", ".join((*builtin.ITEMS, "xstest", "refusal_logodds"))
+        known = ", ".join((*builtin.ITEMS, "xstest", SIDE_BY_SIDE, "refusal_logodds"))
         raise DataError(f"got task {spec!r}, expected one of {known}, a data file, or org/name of a hub set")
     else:
         yield from hub_rows(spec)

@@ -35,12 +35,11 @@ def show_probe(report: ProbeReport) -> None:
             _show(rows[0][1])
         else:
             _compare(rows)
+        for line in rows[0][1].agreement if isinstance(rows[0][1], RefusalResult) else ():
+            out().print(f"  [dim]{escape(line)}[/]", soft_wrap=True)
     for model in report.models:
         if model.failure:
             out().print(f"[red]not probed[/] {escape(_name(model))}: {escape(model.failure)}")
-    judged = [line for _, result in report.rows() if isinstance(result, RefusalResult) for line in result.agreement]
-    for line in dict.fromkeys(judged):
-        out().print(f"[dim]{escape(line)}[/]", soft_wrap=True)
     show_warnings(str(finding) for finding in report.findings)
 
 
@@ -83,7 +82,7 @@ def _refusals(result: RefusalResult) -> list[tuple[str, str]]:
     kinds = (f"{name} {base} → {tuned}" for name, (base, tuned) in result.verdicts().items() if name != "refusal")
     proxy = result.by_string_match
     lines = [("refuses", changed(result.refusals, good=_good(result)))]
-    if result.refusals.base.count:
+    if result.refusals.base.count and result.group != "safe":
         lines.append(("forgotten", f"[bold]{ranged(result.forgotten)}[/] of the base's refusals"))
     return [
         *lines,

@@ -121,8 +121,8 @@ class ChoiceProbe:
         ]
         return ChoiceResult(
             task=self.name, protocol=protocol, items=tuple(q.id for q in questions),
-            questions=tuple(q.question for q in questions), answers=np.array([q.answer for q in questions]),
-            options=np.array([len(q.choices) for q in questions]),
+            questions=tuple(q.question for q in questions), choices=tuple(q.choices for q in questions),
+            answers=np.array([q.answer for q in questions]),
             base=np.array([chosen(list(each)) for each in scored[0]]),
             tuned=np.array([chosen(list(each)) for each in scored[1]]),
             base_scores=scored[0], tuned_scores=scored[1],

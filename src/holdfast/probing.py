@@ -12,7 +12,7 @@ from holdfast import adapters, answercache, answering, basecache, checks, models
 from holdfast.behaviour import ProbedModel, ProbeReport, TaskResult
 from holdfast.errors import ConfigError, DataError, ModelError
 from holdfast.forgetting import Finding
-from holdfast.items import read_items
+from holdfast.items import SIDE_BY_SIDE, read_items
 from holdfast.kernels import fastest_dtype
 from holdfast.models import Base, Tokenizer, Tuned
 from holdfast.probes import Answers, AskBase, Prepared, Probe, choice_probes
@@ -48,9 +48,10 @@ def probe(
             `checkpoint-*`.
         base: the untuned model; None where the adapters' own configs name it. It is always loaded as itself, never as
             a tuned model with its adapter switched off.
-        tasks: `arc_challenge`, `arc_easy`; `advbench`, `xstest`; a file or hub set of questions or prompts (see
-            `items.read_items`); `lm_eval:` and the name of a task of lm-evaluation-harness; `refusal_logodds`, or
-            `refusal_logodds:` and a set of prompts, for which no tuned model writes anything.
+        tasks: `arc_challenge`, `arc_easy`; `advbench`, `xstest`; `side_by_side` (40 questions answered freely); a file
+            or hub set of questions or prompts (see `items.read_items`); `lm_eval:` and the name of a task of
+            lm-evaluation-harness; `refusal_logodds`, or `refusal_logodds:` and a set of prompts, for which no tuned
+            model writes anything.
         protocols: how choices are scored, of `questions.PROTOCOLS`; the same items under several are several results.
         limit: items of each task, the same ones however many more there are; None: all.
         max_new_tokens: of an answer to a prompt.
@@ -114,6 +115,9 @@ def _check(tasks: Sequence[str], protocols: Sequence[str], limit: int | None, to
 
 LOG_ODDS = "refusal_logodds"
 
+OPEN_QUESTIONS = 40
+"""Of `side_by_side`, unless told how many: they are to be read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
@@ -142,7 +146,8 @@ class _Asked:
             return harness_probes(task, tokenizer=self.tokenizer, limit=limit)
         name, _, of = task.partition(":")
         odds = name == LOG_ODDS
-        items = read_items((of or "advbench") if odds else task).sample(limit)
+        items = read_items((of or "advbench") if odds else task)
+        items = items.sample(OPEN_QUESTIONS if task == SIDE_BY_SIDE and limit is None else limit)
         if items.kind == "prompts":
             judge = built_in_judge()
             return [

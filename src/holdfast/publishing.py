@@ -22,6 +22,7 @@ from holdfast.forgetting_page import forgetting_page
 from holdfast.forms import compare_forms
 from holdfast.laws import Laws, fit, points
 from holdfast.planning import Plan, plan
+from holdfast.probe_page import probe_page
 from holdfast.reporting import charts, report
 from holdfast.store import Run, read_runs, tabulate
 from holdfast.validation import Validation, validate
@@ -143,13 +144,29 @@ def publish_measurement(
         _publish(model_card, _card(report, model_card).encode())
 
 
-def publish_probe(report: ProbeReport, *, parquet: Path | None) -> None:
-    """Write `report.to_frame()`, a row per model, task and item, whole or not at all; None leaves it out.
+def publish_probe(report: ProbeReport, *, html: Path | None, parquet: Path | None, commands: Sequence[str]) -> None:
+    """Write what was probed, each file whole or not at all; None leaves one out.
+
+    `html` is a page for people; `parquet` is `report.to_frame()`, a row per model, task and item.
 
     Raises:
-        DataError: no model could be probed.
-        ResourceError: the file cannot be written.
+        DataError: a table was asked for and no model could be probed.
+        ResourceError: a file cannot be written.
     """
+    if html is not None:
+        page = probe_page(
+            report,
+            title=f"What became of the answers of {report.base}",
+            commands=commands,
+            provenance={
+                "base": report.base,
+                "dtype": report.dtype,
+                "device": report.device,
+                "adapters merged into the base": {model.name: str(model.merged) for model in report.models},
+                "versions": {library: version(library) for library in LIBRARIES},
+            },
+        )
+        _publish(html, page.encode())
     if parquet is not None:
         if not any(model.results for model in report.models):
             raise DataError(f"got no model that could be probed, expected one, for {parquet}")

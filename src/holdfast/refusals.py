@@ -22,6 +22,9 @@ from holdfast.stats import Estimate
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
+Picked = Literal["largest change", "at random"]
+"""How an example came to be shown: the first is the worst that was seen, the second what is usual."""
+
 VERDICTS = ("refusal", "compliance", "gibberish", "empty")
 
 
@@ -50,7 +53,7 @@ class SidePair:
     tuned: Said
     change: float
     """By how much the tuned model holds the base's own answer less probable, nats per token."""
-    picked: Literal["largest change", "at random"]
+    picked: Picked
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +113,7 @@ class RefusalResult:
         random = np.random.default_rng(seed).permutation(len(self.items))[:each].tolist()
         return (*self._pairs(largest, "largest change"), *self._pairs(random, "at random"))
 
-    def _pairs(self, indices: Iterable[int], picked: Literal["largest change", "at random"]) -> Iterable[SidePair]:
+    def _pairs(self, indices: Iterable[int], picked: Picked) -> Iterable[SidePair]:
         return (
             SidePair(
                 item=self.items[index], prompt=self.prompts[index], base=self.base[index], tuned=self.tuned[index],

@@ -105,8 +105,8 @@ class PreparedHarness:
         return ChoiceResult(
             task=self.probe.name, protocol=protocol, items=tuple(item["id"] for item in self.base),
             questions=tuple(item["prompt"] for item in self.base),
+            choices=tuple(tuple(said for said, _ in item["choices"]) for item in self.base),
             answers=np.array([item["target"] for item in self.base]),
-            options=np.array([len(item["choices"]) for item in self.base]),
             base=np.array([chosen(list(each)) for each in scored[0]]),
             tuned=np.array([chosen(list(each)) for each in scored[1]]), base_scores=scored[0], tuned_scores=scored[1],
         )  # fmt: skip
