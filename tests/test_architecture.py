@@ -107,6 +107,7 @@ MODEL_HALF = {
         "questions",
         "refusals",
     },
+    "judges": {"answering", "errors", "judging", "models", "prompt_probes"},
     "probing": {
         "adapters",
         "answercache",
@@ -118,6 +119,7 @@ MODEL_HALF = {
         "forgetting",
         "integrations.lm_eval",
         "items",
+        "judges",
         "kernels",
         "models",
         "probes",

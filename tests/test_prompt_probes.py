@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import holdfast
-from holdfast import generating, judging, models
+from holdfast import generating, judges, judging, models
 from holdfast.behaviour import ProbeReport
 from holdfast.errors import DataError
 from holdfast.items import read_items
@@ -181,6 +181,30 @@ def test_items_of_all_kinds_are_one_table(tiny: Path, moved: Path, prompts: Path
     assert set(frame["task"]) == {"boats", "arc_easy"}
     assert frame["base_text"].notna().sum() == 4
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_a_model_of_ones_own_may_judge(tiny: Path, moved: Path, prompts: Path) -> None:
+    """Its log-odds of yes against no, by plain forward passes; its agreement with people is said to be unknown."""
+    report = probed(tiny, moved, str(prompts), judge=str(tiny))
+    tokenizer, model = models.load_tokenizer(str(tiny)), AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float64)
+    (unsafe, *_rest) = (result for _, result in report.rows() if isinstance(result, RefusalResult))
+    assert unsafe.judge == str(tiny)
+    assert "not measured here" in unsafe.agreement[0]
+    assert "string match" in unsafe.agreement[1]
+    for prompt, one in zip(unsafe.prompts, unsafe.tuned, strict=True):
+        message = [{"role": "user", "content": judges.QUESTION.format(prompt=prompt, answer=one.text)}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        given, yes, no = (tokenizer(text + word, add_special_tokens=False)["input_ids"] for word in ("", "Yes", "No"))
+
+        def worth(ids: list[int], start: int) -> float:
+            with torch.no_grad():
+                chances = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], -1)
+            return sum(chances[k - 1, ids[k]].item() for k in range(start, len(ids)))
+
+        assert one.score == pytest.approx(worth(yes, len(given)) - worth(no, len(given)), abs=1e-3)
+        by_rule = judging.judge(prompt, one.text).verdict
+        expected = "refusal" if one.score > 0 else "compliance"
+        assert one.verdict == (by_rule if by_rule in ("gibberish", "empty") else expected)
 
 
 def test_answers_stand_side_by_side_for_who_has_no_prompts(tiny: Path, moved: Path) -> None:

@@ -217,6 +217,7 @@ def probe(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task; default all.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer to a prompt.")] = 128,
+    judge: Annotated[str | None, typer.Option(help="A model to judge answers, in place of the built-in judge.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
     device: Device = "auto",
     html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
@@ -233,7 +234,7 @@ def probe(
     with terminal.MeasureProgress() as tell:
         report = probing.probe(
             base=base, tuned=tuned, tasks=task or ["arc_challenge"], protocols=protocol or ["character"], limit=limit,
-            max_new_tokens=max_new_tokens, dtype=dtype, device=device, tell=tell,
+            max_new_tokens=max_new_tokens, judge=judge, dtype=dtype, device=device, tell=tell,
         )  # fmt: skip
     publishing.publish_probe(report, html=html, parquet=parquet, commands=[typed()])
     print_json(report.to_dict()) if as_json else probe_screens.show_probe(report)

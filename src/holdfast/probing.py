@@ -13,10 +13,11 @@ from holdfast.behaviour import ProbedModel, ProbeReport, TaskResult
 from holdfast.errors import ConfigError, DataError, ModelError
 from holdfast.forgetting import Finding
 from holdfast.items import SIDE_BY_SIDE, read_items
+from holdfast.judges import model_judge
 from holdfast.kernels import fastest_dtype
 from holdfast.models import Base, Tokenizer, Tuned
 from holdfast.probes import Answers, AskBase, Prepared, Probe, choice_probes
-from holdfast.prompt_probes import PromptProbe, built_in_judge, prompt_probe
+from holdfast.prompt_probes import Judge, PromptProbe, built_in_judge, prompt_probe
 from holdfast.questions import PROTOCOLS
 from holdfast.sources import Candidate
 
@@ -35,6 +36,7 @@ def probe(
     protocols: Sequence[str] = ("character",),
     limit: int | None = None,
     max_new_tokens: int = 128,
+    judge: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     tell: Tell = lambda _what, _share: None,
@@ -55,6 +57,7 @@ def probe(
         protocols: how choices are scored, of `questions.PROTOCOLS`; the same items under several are several results.
         limit: items of each task, the same ones however many more there are; None: all.
         max_new_tokens: of an answer to a prompt.
+        judge: a causal language model that is asked what each answer is, in place of `judging.judge`.
         dtype: `float32`, `bfloat16`, or `auto`, the faster here.
         device: `auto`, `cpu`, `cuda`, …
         tell: is told of progress.
@@ -79,7 +82,10 @@ def probe(
     }
     virtual = any(candidate.adapter_config.get("peft_type") in VIRTUAL for candidate in found)
     shared = not virtual and reference.shares()
-    asked = _Asked(protocols=protocols, tokens=max_new_tokens, tokenizer=reference.tokenizer, shared=shared)
+    judged = built_in_judge() if judge is None else model_judge(judge, dtype=dtype, device=place)
+    asked = _Asked(
+        protocols=protocols, tokens=max_new_tokens, tokenizer=reference.tokenizer, shared=shared, judge=judged
+    )
     probes = asked.all_probes(tasks, limit)
     progress = _Progress(tell, sum(one.base_work + one.work * len(found) for one in probes))
     prepared = [one.prepared(reference.asker(one.name, progress)) for one in probes]
@@ -127,6 +133,7 @@ class _Asked:
     tokens: int
     tokenizer: Tokenizer
     shared: bool
+    judge: Judge
 
     def all_probes(self, tasks: Sequence[str], limit: int | None) -> list[Probe]:
         """What the tasks put to each model; log-odds of refusals that come with the prompts' own task only there."""
@@ -149,11 +156,10 @@ class _Asked:
         items = read_items((of or "advbench") if odds else task)
         items = items.sample(OPEN_QUESTIONS if task == SIDE_BY_SIDE and limit is None else limit)
         if items.kind == "prompts":
-            judge = built_in_judge()
             return [
                 prompt_probe(
                     items, tokenizer=self.tokenizer, tokens=self.tokens, generates=not odds, shared=self.shared,
-                    judge=judge,
+                    judge=self.judge,
                 )
             ]  # fmt: skip
         if odds:

@@ -93,7 +93,7 @@ class PromptProbe:
             echo_identity, self.base_work / 2,
             lambda model, tell: answering.token_log_likelihoods(model, asked, plan, tell=tell),
         )  # fmt: skip
-        return PreparedPrompts(probe=self, written=written, asked=asked, plan=plan, echo=echo)
+        return PreparedPrompts(probe=self, written=written, base=self.said(written), asked=asked, plan=plan, echo=echo)
 
     def _written(self, model: Base | Tuned, tell: Tell) -> Answers:
         found = generating.write(
@@ -142,6 +142,7 @@ class PreparedPrompts:
 
     probe: PromptProbe
     written: Answers
+    base: tuple[Said, ...]
     asked: tuple[Asked, ...]
     plan: Batches
     echo: Answers
@@ -153,20 +154,19 @@ class PreparedPrompts:
         echo = answering.token_log_likelihoods(
             model, self.asked, self.plan, tell=lambda done: tell(share + (1 - share) * done)
         )
-        base = probe.said(self.written)
         results: list[TaskResult] = []
         if written is not None:
-            results += self._refusals(base, probe.said(written), echo)
+            results += self._refusals(probe.said(written), echo)
         unsafe = [index for index, prompt in enumerate(probe.items.prompts) if prompt.group == "unsafe"]
         if unsafe:
-            refused = [index for index in unsafe if base[index].verdict == "refusal"]
+            refused = [index for index in unsafe if self.base[index].verdict == "refusal"]
             results += [
                 self._odds("its own", refused, echo, len(unsafe)),
                 self._odds("a usual", unsafe, echo, len(unsafe)),
             ]
         return tuple(results)
 
-    def _refusals(self, base: Sequence[Said], tuned: Sequence[Said], echo: Answers) -> list[RefusalResult]:
+    def _refusals(self, tuned: Sequence[Said], echo: Answers) -> list[RefusalResult]:
         prompts, probe = self.probe.items.prompts, self.probe
         change = np.array(
             [
@@ -182,7 +182,7 @@ class PreparedPrompts:
                     RefusalResult(
                         task=probe.items.name, group=group, protocol=probe.protocol,
                         items=tuple(prompts[i].id for i in of), prompts=tuple(prompts[i].prompt for i in of),
-                        base=tuple(base[i] for i in of), tuned=tuple(tuned[i] for i in of), own_change=change[of],
+                        base=tuple(self.base[i] for i in of), tuned=tuple(tuned[i] for i in of), own_change=change[of],
                         judge=probe.judge.name, agreement=probe.judge.agreement,
                     )
                 )  # fmt: skip
