@@ -100,6 +100,32 @@ def precision() -> str:
     return table(*rows)
 
 
+def against_harness() -> str:
+    """ARC-Challenge by log-likelihood."""
+    rows: list[tuple[object, ...]] = [
+        (
+            "precision",
+            "questions",
+            "ours, s",
+            "lm-eval, s",
+            "ratio (rounds)",
+            "log-likelihoods apart",
+            "acc_norm ours",
+            "lm-eval",
+        )
+    ]
+    for dtype in DTYPES:
+        found = result("harness.py", "--dtype", dtype)
+        seconds, accuracy = found["seconds"], found["accuracy"]
+        rows.append(
+            (
+                dtype, found["items"], seconds["ours clock"], seconds["lm-eval clock"], spread(found),
+                f"{found['log_likelihoods_apart']:.1e}", accuracy["ours"]["acc_norm"], accuracy["lm-eval"]["acc_norm"],
+            )
+        )  # fmt: skip
+    return table(*rows)
+
+
 def fits() -> str:
     """Fitting against SciPy's optimiser."""
     found = result("fits.py")
@@ -118,7 +144,13 @@ def replaced(page: str, name: str, content: str) -> str:
 
 def main() -> None:
     """Run all, one after another, and write each table as soon as it is known."""
-    made = {"naive": against_naive, "checkpoints": ten_checkpoints, "precision": precision, "fits": fits}
+    made = {
+        "naive": against_naive,
+        "checkpoints": ten_checkpoints,
+        "precision": precision,
+        "harness": against_harness,
+        "fits": fits,
+    }
     if folder := os.environ.get("LLAMA_CPP"):
         made = {"llama.cpp": lambda: against_llama_cpp(folder), **made}
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
