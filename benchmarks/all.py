@@ -1,5 +1,7 @@
 """Run every benchmark and write its tables to docs/benchmarks.md: `make bench`, half an hour on two quiet cores.
 
+    python benchmarks/all.py [llama.cpp] [naive] [checkpoints] [precision] [harness] [fits]
+
 llama.cpp's needs its tools: LLAMA_CPP=folder/of/llama-perplexity make bench. Without them its table is left as it was.
 """
 
@@ -143,7 +145,7 @@ def replaced(page: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    """Run all, one after another, and write each table as soon as it is known."""
+    """Run all, or those named, one after another, and write each table as soon as it is known."""
     made = {
         "naive": against_naive,
         "checkpoints": ten_checkpoints,
@@ -155,7 +157,8 @@ def main() -> None:
         made = {"llama.cpp": lambda: against_llama_cpp(folder), **made}
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     machine = f"{os.cpu_count()} cores, {platform.machine()}; Python {platform.python_version()}, {libraries}"
-    for name, make in {"machine": lambda: machine, **made}.items():
+    asked = sys.argv[1:] or list(made)
+    for name, make in {"machine": lambda: machine, **{name: made[name] for name in asked}}.items():
         content = make()
         PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), name, content), encoding="utf-8")
 

@@ -248,7 +248,7 @@ def test_measure_says_of_two_models_which_forgot_more_and_names_what_could_not_b
     save_file(weights, broken)
     code, out, _ = run(["measure", str(tmp_path / "outputs"), *text], monkeypatch, capsys)
     assert code == 4
-    assert "not measured outputs/checkpoint-1" in out
+    assert "not measured checkpoint-1:" in out
     assert "NaN" in out
 
 

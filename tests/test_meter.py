@@ -1,5 +1,6 @@
 """Measuring a real tiny model: against two naive models in float64, and undisturbed by how it is done."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +130,19 @@ def test_nan_from_a_model_is_an_error_and_not_a_number(tiny: Path, texts: tuple[
         next(p for p in tuned.parameters() if p.requires_grad).fill_(torch.nan)
     with pytest.raises(ModelError, match=r"NaN or infinity from the tuned model.*on kelp"):
         meter.measure_on(tuned, observed)
+
+
+def test_what_every_document_begins_with_is_one_passage(tiny: Path, tmp_path: Path) -> None:
+    """A template's tokens fall alike in every conversation; the passages are not ten times the same."""
+    path = tmp_path / "begun.jsonl"
+    begun = "The lighthouse was built in 1843 and has been painted eleven times since. "
+    path.write_text("\n".join(json.dumps({"text": f"{begun}Stalk {i} has {i * i} fronds."}) for i in range(12)))
+    base = models.load_base(str(tiny), dtype="float32", device="cpu")
+    tokenizer = models.load_tokenizer(str(tiny))
+    observed = meter.observe_base(base, read_corpus(str(path)), role="retain", tokenizer=tokenizer, context=128)
+    tuned = models.load_base(str(tiny), dtype="float32", device="cpu")
+    with torch.no_grad():
+        tuned.model.layers[0].mlp.down_proj.weight.mul_(-2)
+    found = meter.measure_in_detail(tuned, observed, tokenizer=tokenizer, passages=10).passages
+    assert len(found) == 10
+    assert len({(passage.before, passage.token) for passage in found}) == 10

@@ -7,7 +7,7 @@ the very end. No torch: a report can be read, drawn and compared on a laptop.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +21,9 @@ Verdict = Literal[
     "within budget", "over budget", "not measurable with this much text", "forgetting measured", "identical",
 ]  # fmt: skip
 UNMEASURABLE: Verdict = "not measurable with this much text"
+
+ALIKE = 40
+"""Characters before a passage's token by which two passages are the same."""
 
 QUANTILES = (0.5, 0.95, 0.99, 0.999)
 """Of the KL of single tokens, reported beside its mean."""
@@ -188,13 +191,15 @@ class CorpusReport:
 
         The error is Woodruff's: the share of tokens below the value has a clustered error, and half the distance
         between the values at either end of its 95 % interval, in units of t, is the value's. nan where an end lies
-        outside 0 to 1: too few tokens for so far a tail.
+        outside 0 to 1; the value too where no token lies above it: too few for so far a tail.
 
         Raises:
             ValueError: the report carries no single tokens (one made during training).
         """
         tokens = self._single_tokens()
         values = np.sort(tokens.kl_base_tuned)
+        if math.ceil(probability * len(values)) >= len(values):
+            return Estimate(value=math.nan, stderr=math.nan, n=self.documents)
         value = _value_at(values, probability)
         below = np.bincount(tokens.document[tokens.kl_base_tuned <= value], minlength=len(self.count))
         share = ratio_of_sums(below, self.count)
@@ -279,15 +284,22 @@ def joined(parts: Sequence[CorpusReport], *, passages: int) -> CorpusReport:
         }
         document = np.concatenate([table.document + start for table, start in zip(tables, starts, strict=False)])
         tokens = ScoredTokens(document=document, **columns)
-    fallen = sorted((passage for part in parts for passage in part.passages), key=lambda passage: -passage.fall)
     return replace(
         first,
         places=places,
         count=np.concatenate([part.count for part in parts]),
         sums={name: np.concatenate([part.sums[name] for part in parts]) for name in first.sums},
         tokens=tokens,
-        passages=tuple(fallen[:passages]),
+        passages=most_fallen([passage for part in parts for passage in part.passages], most=passages),
     )
+
+
+def most_fallen(passages: Iterable[Passage], *, most: int) -> tuple[Passage, ...]:
+    """The so many that fell most, one of each alike: what every document says again, a template, is shown once."""
+    alike: dict[tuple[str, str], Passage] = {}
+    for passage in sorted(passages, key=lambda passage: -passage.fall):
+        alike.setdefault((passage.before[-ALIKE:], passage.token), passage)
+    return tuple(alike.values())[:most]
 
 
 def _value_at(ordered: np.ndarray, probability: float) -> Any:

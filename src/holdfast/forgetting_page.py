@@ -173,7 +173,7 @@ def _facts(last: Checkpoint) -> list[tuple[str, Cell]]:
         ("Next-token choices still the base’s", _share(text.agreement)),
     ]
     if text.tokens is not None:
-        facts.append(("One token in 100 moved by more than this many nats", Cell(_value(text.quantile(0.99)))))
+        facts.append(("One token in 100 moved by more than this many nats", Cell(_tail(text, 0.99))))
     amount = f"{_counted(text.documents, 'document')}, {text.scored_tokens:,} tokens"
     return [*facts, ("Smallest forgetting that this much text shows", Cell(_detectable(text), amount))]
 
@@ -204,7 +204,7 @@ def _measurements(report: ForgettingReport, max_forgetting: float | None, names:
             Cell(text.corpus, "not judged" if text.role == "target" else "", kind="text"),
             _estimated(text.kl_base_tuned),
             Cell(verdict, kind=KINDS_OF_VERDICT[verdict]),
-            *(Cell("–" if text.tokens is None else _value(text.quantile(q))) for q in QUANTILES),
+            *(Cell(_tail(text, q)) for q in QUANTILES),
             _share(text.agreement),
             Cell(_value(text.excess_nll), _interval(text.excess_nll)),
             Cell(_detectable(text)),
@@ -313,7 +313,7 @@ def _passages(last: Checkpoint) -> list[dict[str, Any]]:
 def _passage(passage: Passage) -> dict[str, str]:
     return {
         "place": passage.place,
-        "before": passage.before,
+        "before": passage.before.lstrip(" "),
         "token": _shown(passage.token),
         "after": passage.after,
         "base_probability": _chance(math.exp(-passage.base_nll)),
@@ -373,6 +373,12 @@ def _interval(estimate: Estimate) -> str:
 
 def _value(estimate: Estimate) -> str:
     return rounded(estimate.value, estimate.stderr)
+
+
+def _tail(text: CorpusReport, probability: float) -> str:
+    """A percentile of single tokens, where there are tokens enough to have one."""
+    found = None if text.tokens is None else text.quantile(probability)
+    return "–" if found is None or math.isnan(found.value) else _value(found)
 
 
 def _detectable(text: CorpusReport) -> str:

@@ -128,8 +128,9 @@ def _known(values: Sequence[Mapping[str, Any]]) -> list[alt.Chart]:
 
 
 def _measured(estimate: Estimate, documents: int) -> dict[str, Any]:
-    """What a mark holds: its value, the ends of its interval, and both as the tooltip says them."""
+    """What a mark holds: its value, the ends of its interval, and both as the tooltip says them; no KL is below 0."""
     low, high = estimate.interval()
+    low = low if math.isnan(low) else max(low, 0.0)
     ends = "none" if math.isnan(low) else f"{rounded(low, estimate.stderr)} to {rounded(high, estimate.stderr)}"
     said = rounded(estimate.value, estimate.stderr)
     return {"value": estimate.value, "low": low, "high": high, "said": said, "ends": ends, "documents": documents}

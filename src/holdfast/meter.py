@@ -7,7 +7,6 @@ through its body and one product with the head (`measure_on`), with no second mo
 from __future__ import annotations
 
 import contextlib
-import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from holdfast.basecache import Batch, Kind
 from holdfast.corpora import Block, Corpus, Part, measured_blocks, tokenise
 from holdfast.errors import DataError, ModelError
-from holdfast.evidence import CorpusReport, Passage, ScoredTokens
+from holdfast.evidence import CorpusReport, Passage, ScoredTokens, most_fallen
 from holdfast.kernels import fast_kernels
 from holdfast.metrics import BaseCache, BaseStates, TokenQuantities, base_cache, paired_quantities, token_quantities
 from holdfast.models import Base, Tokenizer, Tuned, causal, head_of, hidden_states, output_head
@@ -32,8 +31,8 @@ FLOORS = {torch.float32: 1e-5, torch.bfloat16: 1e-3}
 """KL that rounding alone makes of a model moved by next to nothing, nats per token; benchmarks/precision.py."""
 
 _SUMMED = tuple(quantity for quantity in QUANTITIES if quantity != "excess_nll")
-_BEFORE, _AFTER, _APART = 60, 25, 32
-"""Tokens shown before and after a passage's, and the least number between two passages of one window."""
+_BEFORE, _AFTER, _APART, _ALIKE = 60, 25, 32, 16
+"""Tokens shown before and after a passage's, the least number between two of one window, and by which two are alike."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,7 +139,7 @@ def measure_in_detail(
         columns["kind"].append(block.kind[block.scored])
         columns["kl_base_tuned"].append(quantities.kl_base_tuned.float().cpu().numpy())
         fallen += _passages(block, quantities, observed.places, tokenizer, passages)
-        fallen = heapq.nlargest(passages, fallen, key=lambda passage: passage.fall)
+        fallen = list(most_fallen(fallen, most=passages))
     tokens = ScoredTokens(**{name: np.concatenate(parts) for name, parts in columns.items()})
     return _report(tuned, observed, count, sums, tokens=tokens, passages=tuple(fallen))
 
@@ -191,11 +190,15 @@ def _passages(
     fall = ((-tokens.base_nll).exp() - (-tokens.nll).exp()).cpu().numpy()
     rows, columns = np.nonzero(block.scored)
     chosen: list[int] = []
+    seen: set[bytes] = set()
     for index in np.argsort(-fall):
         if len(chosen) == most or fall[index] <= 0:
             break
-        if all(rows[i] != rows[index] or abs(columns[i] - columns[index]) >= _APART for i in chosen):
+        said = block.ids[rows[index], max(0, columns[index] - _ALIKE) : columns[index] + 1].tobytes()
+        apart = all(rows[i] != rows[index] or abs(columns[i] - columns[index]) >= _APART for i in chosen)
+        if apart and said not in seen:
             chosen.append(int(index))
+            seen.add(said)
     return [_passage(block, tokens, i, int(rows[i]), int(columns[i]), places, tokenizer) for i in chosen]
 
 

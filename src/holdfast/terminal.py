@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
@@ -16,7 +16,7 @@ from rich.markup import escape as escape_markup
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from holdfast.display import duration, visible
+from holdfast.display import duration, short_names, visible
 from holdfast.evidence import QUANTILES, UNMEASURABLE
 from holdfast.stats import rounded
 
@@ -82,34 +82,39 @@ class MeasureProgress:
 
 def show_measurement(report: ForgettingReport, max_forgetting: float | None) -> None:
     """Forgetting of every model on every text, then of the last model where it lies; then what could be mistaken."""
+    names, texts = _names(report.checkpoints), {text.corpus: None for _, text in report.rows()}
+    several, grouped = len(names) > 1, len(names) > 1 and len(texts) > 1
+    title = [] if grouped else list(texts) if several else list(names.values())
+    out().print(f"[bold]{escape(' '.join(title))}[/] against {escape(report.base)}".lstrip(), soft_wrap=True)
     table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
-    several = len(report.checkpoints) > 1
-    if not several:
-        out().print(f"[bold]{escape(_model(report.checkpoints[0]))}[/] against {escape(report.base)}", soft_wrap=True)
-    for heading, justify in _MEASURED if several else _MEASURED[1:]:
+    for heading, justify in (("model" if several and not grouped else "text", "left"), *_MEASURED):
         table.add_column(heading, justify=justify, overflow="fold")
-    for checkpoint, text in report.rows():
-        verdict = text.verdict(max_forgetting)
-        said = f"[{_COLOURS[verdict]}]{verdict}[/]" if text.role == "retain" else "[dim]the task itself[/]"
-        cells = (f"[bold]{text.kl_base_tuned}[/]", _interval(text), _percent(text.agreement), said)
-        table.add_row(*([escape(_model(checkpoint))] if several else []), escape(text.corpus), *cells)
+    for checkpoint in report.checkpoints:
+        if grouped and checkpoint.texts:
+            table.add_row(f"[bold]{escape(names[checkpoint.name])}[/]")
+        for text in checkpoint.texts.values():
+            verdict = text.verdict(max_forgetting)
+            said = f"[{_COLOURS[verdict]}]{verdict}[/]" if text.role == "retain" else "[dim]the task itself[/]"
+            first = f"  {text.corpus}" if grouped else names[checkpoint.name] if several else text.corpus
+            number = f"[bold]{text.kl_base_tuned}[/]"
+            table.add_row(escape(first), number, _interval(text), _percent(text.agreement), said)
     out().print(table)
     for name, text in report.quantisation.items():
         out().print(f"quantising alone  {escape(name)}  {text.kl_base_tuned} nats per token, {_interval(text)}")
     for checkpoint in report.checkpoints:
         if checkpoint.failure:
-            out().print(f"[red]not measured[/] {escape(_model(checkpoint))}: {escape(checkpoint.failure)}")
+            out().print(f"[red]not measured[/] {escape(names[checkpoint.name])}: {escape(checkpoint.failure)}")
     measured = [checkpoint for checkpoint in report.checkpoints if checkpoint.texts]
     for text in measured[-1].texts.values() if measured else ():
-        _show_where(text)
+        _show_where(text, names[measured[-1].name] if several else None)
     if len(measured) > 1:
-        _show_difference(measured[-2], measured[-1])
+        _show_difference(measured[-2], measured[-1], names)
     show_warnings(str(finding) for finding in report.findings)
 
 
 _MEASURED: tuple[tuple[str, Literal["left", "right"]], ...] = (
-    ("model", "left"), ("text", "left"), ("forgetting,\nnats/token", "right"), ("\n95 % interval", "right"),
-    ("same next\ntoken", "right"), ("\nverdict", "left"),
+    ("forgetting,\nnats/token", "right"), ("\n95 % interval", "right"), ("same next\ntoken", "right"),
+    ("\nverdict", "left"),
 )  # fmt: skip
 
 _COLOURS = {
@@ -120,12 +125,14 @@ _COLOURS = {
 SHOWN_PASSAGES = 3
 
 
-def _show_where(text: CorpusReport) -> None:
-    """Of one text: the tails, the kinds of token, the passages that fell most."""
+def _show_where(text: CorpusReport, model: str | None) -> None:
+    """Of one text: the tails, the kinds of token, the passages that fell most; `model` where there are several."""
     amount = f"{text.documents} documents, {text.scored_tokens:,} tokens"
     shows = f"this much text shows differences of {text.minimum_detectable_effect:.2g}"
-    out().print(f"\n[bold]{escape(text.corpus)}[/]  [dim]{amount}; {shows}[/]")
-    tails = (f"{_QUANTILE_NAMES[q]} {rounded_estimate(text.quantile(q))}" for q in QUANTILES)
+    whose = f", {escape(model)}" if model else ""
+    out().print(f"\n[bold]{escape(text.corpus)}{whose}[/]  [dim]{amount}; {shows}[/]", soft_wrap=True)
+    found = {_QUANTILE_NAMES[q]: text.quantile(q) for q in QUANTILES}
+    tails = (f"{name} {rounded_estimate(tail)}" for name, tail in found.items() if not math.isnan(tail.value))
     kinds = (f"{name} {rounded_estimate(kl)}" for name, (kl, _) in text.by_kind().items())
     low, high = text.excess_nll.interval()
     grid = Table.grid(padding=(0, 3))
@@ -149,7 +156,7 @@ def _show_where(text: CorpusReport) -> None:
 _QUANTILE_NAMES = {0.5: "half below", 0.95: "95 %", 0.99: "99 %", 0.999: "99.9 %"}
 
 
-def _show_difference(before: Checkpoint, last: Checkpoint) -> None:
+def _show_difference(before: Checkpoint, last: Checkpoint, names: Mapping[str, str]) -> None:
     """A paired test between the last two models, on every text."""
     out().print()
     for name, text in last.texts.items():
@@ -158,13 +165,17 @@ def _show_difference(before: Checkpoint, last: Checkpoint) -> None:
         difference, p = text.compare(before.texts[name])
         chance = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
         out().print(
-            f"{escape(_model(last))} forgot {difference} nats per token more than {escape(_model(before))} on "
+            f"{escape(names[last.name])} forgot {difference} nats per token more than {escape(names[before.name])} on "
             f"{escape(name)} [dim](paired by document, {chance})[/]", soft_wrap=True,
         )  # fmt: skip
 
 
-def _model(checkpoint: Checkpoint) -> str:
-    return model_name(checkpoint.name, checkpoint.step)
+def _names(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
+    """Short ones, each with its step unless it says that itself."""
+    names = short_names([checkpoint.name for checkpoint in checkpoints])
+    for name, step in ((checkpoint.name, checkpoint.step) for checkpoint in checkpoints):
+        names[name] += "" if step is None or str(step) in names[name] else f" (step {step})"
+    return names
 
 
 def model_name(path: str, step: int | None) -> str:
