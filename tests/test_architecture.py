@@ -197,6 +197,7 @@ ENTRY = {
         "display",
         "errors",
         "files",
+        "integrations.trackers",
         "interrupts",
         "progress",
         "sweeps",
@@ -261,6 +262,7 @@ ENTRY = {
 }
 INTEGRATIONS = {
     "integrations.__init__": set(),
+    "integrations.trackers": {"config", "errors", "evidence", "mistakes", "sweeps", "training"},
     "integrations.lm_eval": {"answering", "behaviour", "errors", "meter", "models", "probes", "questions"},
 }
 ALLOWED = SHARED | MODEL_HALF | ANALYSIS_HALF | ENTRY | INTEGRATIONS
@@ -278,6 +280,8 @@ OWNED = {
     "yaml": {"mistakes"},
     "scipy": {"proportions", "slopes", "stats"},
     "lm_eval": {"integrations.lm_eval"},
+    "accelerate": {"integrations.trackers"},
+    "wandb": {"integrations.trackers"},
 }
 
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}

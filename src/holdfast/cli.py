@@ -59,6 +59,9 @@ def sweep(
         bool, typer.Option("--keep-adapters", help="Of each measured step, to probe later.")
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes side by side: one a core, or a GPU.")] = 1,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="wandb, trackio, tensorboard, mlflow; repeatable, or with commas.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Try a few steps, say what it will take, stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -79,7 +82,7 @@ def sweep(
         return
     table = sweep_screens.sweep_with_progress(
         read, output_dir=output_dir, device=device, retry_failed=retry_failed, keep_adapters=keep_adapters,
-        workers=workers,
+        workers=workers, report_to=[name.strip() for part in report_to or [] for name in part.split(",")],
     )  # fmt: skip
     if as_json:
         print_json(json.loads(table.to_json(orient="records", double_precision=15)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,10 +106,14 @@ class SweepProgress:
 
 def sweep_with_progress(
     study: Study | Path, *, output_dir: Path, device: str, retry_failed: bool = False, keep_adapters: bool = False,
-    workers: int = 1,
+    workers: int = 1, report_to: Sequence[str] = (),
 ) -> pd.DataFrame:  # fmt: skip
     """`sweeps.sweep`, after an estimate of what it takes, followed on stderr and stopped cleanly by a signal."""
     study = study if isinstance(study, Study) else read_study(study)
+    if report_to:
+        from holdfast.integrations import trackers
+
+        trackers.check_installed(report_to)
     cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed)
     began = time.monotonic()
     options: dict[str, Any] = {
@@ -116,7 +121,7 @@ def sweep_with_progress(
     }  # fmt: skip
     try:
         with stopping() as stop:
-            table = _followed(study, options, stop, workers)
+            table = _followed(study, options, stop, workers, report_to)
     except Interrupted as error:
         raise Interrupted(f"{error}; the same command goes on from here", exit_code=error.exit_code) from None
     if cost.runs and workers == 1:
@@ -125,14 +130,35 @@ def sweep_with_progress(
     return table
 
 
-def _followed(study: Study, options: dict[str, Any], stop: Stop, workers: int) -> pd.DataFrame:
+@contextmanager
+def following(report_to: Sequence[str], *, out: Path) -> Iterator[Callable[[sweeps.Progress], None]]:
+    """A sweep's `tell`: what happens is shown on stderr and told to trackers, if any are named."""
+    with SweepProgress() as progress:
+        if not report_to:
+            yield progress
+            return
+        from holdfast.integrations.trackers import Tracking
+
+        with Tracking(report_to, out=out) as tracking:
+
+            def tell(at: sweeps.Progress) -> None:
+                progress(at)
+                tracking(at)
+
+            yield tell
+
+
+def _followed(
+    study: Study, options: dict[str, Any], stop: Stop, workers: int, report_to: Sequence[str]
+) -> pd.DataFrame:
     """The sweep, with what there is to see of it while it runs."""
     from holdfast import sweeps
     from holdfast.workers import sweep_in_processes
 
     if workers == 1:
-        with SweepProgress() as progress:
-            return sweeps.sweep(study, stop=stop, tell=progress, **options)
+        with following(report_to, out=options["out"]) as tell:
+            return sweeps.sweep(study, stop=stop, tell=tell, **options)
+    options |= {"report_to": report_to}
     console = err()
     if not console.is_terminal:
         return sweep_in_processes(study, workers=workers, stop=stop, **options)
@@ -223,7 +249,7 @@ def _standings(runs: Sequence[RunStatus]) -> Group:
     )
     alike = ", ".join(f"{key.replace('_', ' ')} {escape(values[key][0])}" for key in keys if len(values[key]) == 1)
     last = f"{said}{f'; about {duration(left)} left' if left else ''}  [dim]all with {alike}[/]"
-    return Group(table, *(Text.from_markup(line) for line in (*reasons, last)))
+    return Group(table, *(Text.from_markup(line, emoji=False) for line in (*reasons, last)))
 
 
 def _course(values: Sequence[float]) -> str:

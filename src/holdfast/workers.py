@@ -35,6 +35,7 @@ def sweep_in_processes(
     device: str = "auto",
     retry_failed: bool = False,
     keep_adapters: bool = False,
+    report_to: Sequence[str] = (),
     stop: Stop | None = None,
     look: Callable[[], None] = lambda: None,
     said: IO[bytes] | None = None,
@@ -54,7 +55,8 @@ def sweep_in_processes(
     configs = resolved(study.runs, place)
     work = {
         "runs": [config.canonical() for config in configs], "out": str(out.absolute()), "device": device,
-        "retry_failed": retry_failed, "keep_adapters": keep_adapters, "parent": os.getpid(),
+        "retry_failed": retry_failed, "keep_adapters": keep_adapters, "report_to": list(report_to),
+        "parent": os.getpid(),
     }  # fmt: skip
     processes = [_started(work, _environment(number, workers, place), said) for number in range(workers)]
     try:
@@ -119,7 +121,7 @@ class _Orphan(Stop):
 
 def main() -> None:
     """Be a worker."""
-    from holdfast.sweep_screens import SweepProgress
+    from holdfast.sweep_screens import following
     from holdfast.terminal import show_error
 
     work = json.load(sys.stdin)
@@ -132,10 +134,13 @@ def main() -> None:
         if at.state == "in progress":
             mine.add(at.run.name)
         if at.run.name in mine:
-            progress(at)
+            follow(at)
 
     try:
-        with stopping(_Orphan(work["parent"])) as stop, SweepProgress() as progress:
+        with (
+            stopping(_Orphan(work["parent"])) as stop,
+            following(work["report_to"], out=Path(work["out"])) as follow,
+        ):
             sweep(
                 study, out=work["out"], device=work["device"], retry_failed=work["retry_failed"],
                 keep_adapters=work["keep_adapters"], stop=stop, tell=tell,
