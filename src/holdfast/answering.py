@@ -146,17 +146,31 @@ def token_log_likelihoods(
 def shares(model: Base | Tuned) -> bool:
     """Whether a text's continuations can stand in one row: not where a state passes from token to token.
 
-    Found by asking: on a few tokens, is each continuation as probable beside others as alone?
+    Found by asking: a continuation must be exactly as probable after one neighbour as after another, whatever the
+    model's precision, for what is masked has no weight at all; and, up to rounding, as probable in the first place as
+    in the second, so that positions are those it was given.
     """
-    size = min(64, int(causal(model).config.get_text_config().vocab_size))
-    ids = np.arange(4, 16) % size
-    item = Asked(text=tuple(ids[:6]), continuations=(tuple(ids[6:9]), tuple(ids[9:12]), tuple(ids[7:10])))
-    alone = log_likelihoods(model, [item], batches([item], shared=False))
+    ids = [int(token) for token in np.arange(4, 16) % min(64, int(causal(model).config.get_text_config().vocab_size))]
+    text, one = tuple(ids[:3] * 3), tuple(ids[:3])  # said before, so that it is probable and little is lost to rounding
+    neighbours = tuple(ids[6:9]), tuple(ids[9:12])
+
+    def worth(*continuations: tuple[int, ...]) -> list[float]:
+        item = Asked(text=text, continuations=continuations)
+        return log_likelihoods(model, [item], batches([item], shared=True))[0]
+
     try:
-        together = log_likelihoods(model, [item], batches([item], shared=True))
+        after, after_another, before = (
+            worth(neighbours[0], one)[1],
+            worth(neighbours[1], one)[1],
+            worth(one, *neighbours)[0],
+        )
     except (RuntimeError, ValueError, TypeError):  # a model's own way to say that it takes no such mask
         return False
-    return bool(np.allclose(together, alone, rtol=0.02, atol=0.3))
+    return abs(after - after_another) < LEAK and abs(after - before) < LEAK + ROUNDING * abs(after)
+
+
+LEAK, ROUNDING = 1e-3, 0.02
+"""Nats by which a neighbour may move a continuation, and the share of itself by which its place in a row may."""
 
 
 def _width(item: Asked, shared: bool) -> int:
