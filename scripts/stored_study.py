@@ -23,13 +23,16 @@ from holdfast.tables import Examined, examine
 sys.path.insert(0, str(Path(__file__).parent))
 from next_run import SHARES, advised, at_random, replaced, replay, small_pilot
 
+ENOUGH = 9
+"""Runs, of which three begin a replay and 40 % of the tokens buy a few more."""
+
 CHANCES = 9
 """Replays that buy at random, of which the median is told."""
 
 
 def read(folder: Path) -> pd.DataFrame:
     """The stored table, as `holdfast.table` gave it."""
-    return pd.read_csv(folder / "runs.csv", dtype={"run": str}, float_precision="round_trip")
+    return pd.read_csv(folder / "runs.csv", dtype={"run": str})
 
 
 def said(found: Examined) -> str:
@@ -78,6 +81,9 @@ def _interval(estimate: Estimate) -> str:
 
 def bought(table: pd.DataFrame, places: Sequence[Place]) -> str:
     """Markdown: the study made again by the advice of `next`, and at random."""
+    runs = table.loc[table["state"] == "done", "run"].nunique()
+    if runs < ENOUGH:
+        return f"Not before {ENOUGH} runs are in, for among {runs} there is nothing to choose."
     shares = (f"{share:.0%}".replace("%", " %") for share in SHARES)
     rows = [("plan", "whole study, width", *(f"advised, {share}" for share in shares), "at random, 40 %", "differs by")]
     for at in places:
@@ -90,11 +96,18 @@ def bought(table: pd.DataFrame, places: Sequence[Place]) -> str:
             chance.append(
                 replay(table, at=at, pilot=pilot, buy=buy, share=SHARES[-1])["width"].iloc[-2] / whole["width"]
             )
+        chances = [width for width in chance if not math.isnan(width)]
         within = [steps[steps["share"] <= share] for share in SHARES]
         cells = [_bought(each, whole["width"]) for each in within]
         away = steps["mean"].iloc[-1] - whole["mean"]
         rows.append(
-            (f"r = {at[0]}, {at[1]} steps", f"{whole['width']:.4f}", *cells, f"{np.median(chance):.2f}", f"{away:+.4f}")
+            (
+                f"r = {at[0]}, {at[1]} steps",
+                f"{whole['width']:.4f}",
+                *cells,
+                f"{np.median(chances):.2f}" if chances else "no interval",
+                f"{away:+.4f}",
+            )
         )
     return markdown(rows)
 
@@ -103,6 +116,8 @@ def _bought(rows: pd.DataFrame, whole: float) -> str:
     if rows.empty:
         return "–"
     last = rows.iloc[-1]
+    if math.isnan(last["width"]):
+        return f"no interval ({last['n_runs']} runs)"
     return f"{last['width'] / whole:.2f} ({last['n_runs']} runs)"
 
 

@@ -1,0 +1,63 @@
+"""Stored studies: the table is what its study file asked for, its page what the table says; bought again run by run."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import simulated
+from holdfast.config import read_study
+from holdfast.laws import fit
+from holdfast.tables import examine
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+from next_run import advised, replay, small_pilot
+from stored_study import constants, forms, read, said
+
+SEEDS = Path(__file__).parent.parent / "studies" / "gsm8k-seeds"
+
+
+@pytest.fixture(scope="module")
+def table():
+    return read(SEEDS)
+
+
+@pytest.fixture(scope="module")
+def found(table):
+    return examine(table)
+
+
+def test_the_table_is_of_the_studys_runs_and_starts_at_nothing_forgotten(table):
+    configs = read_study(SEEDS / "study.yaml").runs
+    asked = {(config.adapter.r, config.seed, config.steps) for config in configs}
+    assert set(table[["r", "seed", "total_steps"]].itertuples(index=False, name=None)) == asked
+    untouched = table[table["step"] == 0]
+    assert (untouched["kl_base_tuned"] == 0).all()
+    assert (untouched["agreement"] == 1).all()
+
+
+def test_the_page_says_what_the_table_does(found):
+    page = (SEEDS / "README.md").read_text(encoding="utf-8")
+    for content in (said(found), forms(found), constants(found)):
+        assert content in page
+
+
+def test_the_study_can_be_made_again_run_by_run(table):
+    laws = fit(table)
+    at = (laws.ranks[0], 20)
+    rows = replay(table, at=at, pilot=small_pilot(table), buy=advised(at), share=0.4)
+    assert rows["share"].iloc[-2] <= 0.4
+    assert rows["run"].iloc[-1] == "all"
+    assert rows["n_runs"].iloc[-1] == laws.n_runs
+    assert rows["share"].is_monotonic_increasing
+    assert np.isfinite(rows["mean"]).all()
+
+
+def test_a_stored_table_loses_no_digit(tmp_path):
+    held = simulated.study(np.random.default_rng(0), ranks=(8, 16), seeds=(0,))
+    held.to_csv(tmp_path / "runs.csv", index=False)
+    pd.testing.assert_frame_equal(
+        read(tmp_path)[["run", "step", "nll"]], held[["run", "step", "nll"]], check_exact=True
+    )
