@@ -245,7 +245,7 @@ def _captions(
     measured: Sequence[Checkpoint], compared: Sequence[Checkpoint], names: Mapping[str, str]
 ) -> dict[str, str]:
     """Under each figure, saying of which model it is where there are several."""
-    bars = "Whiskers are 95 % intervals over documents"
+    bars = "Whiskers are 95 % intervals over documents, cut at 0, which no KL is below"
     of_last = f"Of {names[measured[-1].name]}, the last. " if len(measured) > 1 else ""
     return {
         "along": "A mark per checkpoint, with its 95 % interval over documents. Nothing was measured between them.",

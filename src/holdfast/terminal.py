@@ -84,8 +84,8 @@ def show_measurement(report: ForgettingReport, max_forgetting: float | None) -> 
     """Forgetting of every model on every text, then of the last model where it lies; then what could be mistaken."""
     names, texts = _names(report.checkpoints), {text.corpus: None for _, text in report.rows()}
     several, grouped = len(names) > 1, len(names) > 1 and len(texts) > 1
-    title = [] if grouped else list(texts) if several else list(names.values())
-    out().print(f"[bold]{escape(' '.join(title))}[/] against {escape(report.base)}".lstrip(), soft_wrap=True)
+    title = f"{len(names)} tuned models" if grouped or not texts else next(iter(texts if several else names.values()))
+    out().print(f"[bold]{escape(title)}[/] against {escape(report.base)}", soft_wrap=True)
     table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
     for heading, justify in (("model" if several and not grouped else "text", "left"), *_MEASURED):
         table.add_column(heading, justify=justify, overflow="fold")
