@@ -2,13 +2,17 @@
 
 import io
 import json
+import signal
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from holdfast import progress, sweep_screens
+import crashes
+from holdfast import progress, sweep_screens, sweeps
 from holdfast.display import visible
+from holdfast.errors import Interrupted
+from holdfast.interrupts import Stop
 from test_cli import run
 from test_store import made, measured
 
@@ -53,6 +57,26 @@ def test_a_reason_from_elsewhere_cannot_act(hostile: str, tmp_path: Path, shown:
     text = shown.getvalue()
     assert not set(text) & {"\x1b", "\r", "\x07", "\u202e", "\u2028"}
     assert " ".join(str(visible(hostile)).split()) in " ".join(text.split())
+
+
+def test_a_run_stopped_between_two_texts_of_one_step_is_followed_when_it_goes_on(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was measured in an earlier life is not measured again, and so cannot be told."""
+    study, stop = crashes.study(tiny, tmp_path), Stop()
+
+    def tell(at: sweeps.Progress) -> None:
+        if at.event and at.event.report and at.event.step == 4 and at.event.role == "target":
+            stop.asked = signal.SIGTERM
+
+    with pytest.raises(Interrupted):
+        sweeps.sweep(study, out=tmp_path / "runs", stop=stop, tell=tell)
+    with sweep_screens.SweepProgress() as progress:
+        sweeps.sweep(study, out=tmp_path / "runs", tell=progress)
+    said = capsys.readouterr().err
+    first, second, *_ = (line for line in said.splitlines() if "run 1/2, r = 2, step" in line)
+    assert "step 4/24: forgetting" in first
+    assert "step 7/24: held-out loss" in second
 
 
 def test_status_as_json_is_only_json(
