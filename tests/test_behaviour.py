@@ -49,14 +49,13 @@ def test_examples_are_the_largest_changes_and_as_many_at_random_and_say_which() 
     (lost,) = (one for one in ONE.moved(each=4, seed=0)[:4] if one.item == "q1")
     assert (lost.right, lost.base, lost.tuned) == ("w", "w", "x")
     assert ONE.moved(each=2, seed=0) == shown
+    assert [one.picked for one in ONE.moved(each=6, seed=0)] == ["largest change"] * 4 + ["at random"] * 6
     drawn = {one.item for seed in range(50) for one in ONE.moved(each=1, seed=seed)[1:]}
     assert drawn == set(ONE.items)
 
 
-def test_change_orders_items() -> None:
-    change = ONE.change()
-    assert change[[0, 3]].tolist() == [0, 0]
-    assert (change[[1, 2, 4, 5]] > 0.5).all()
+def test_a_choice_moved_by_what_both_models_prefer() -> None:
+    assert ONE.change().tolist() == [0, 4, 4, 0, 4, 4]
 
 
 def test_a_report_is_read_by_task_and_written_as_json() -> None:

@@ -102,20 +102,17 @@ class ChoiceResult:
         return chance_adjusted_agreement(same=self.base == self.tuned, options=self.options)
 
     def change(self) -> FloatArray:
-        """How far each item's choice moved: half the summed change of the choices' shares, 0 to 1.
+        """How decidedly each item's choice moved: 0 where it did not.
 
-        Shares are the softmax of the scores, so this is no probability of the model's own, but orders items.
+        By how much the base preferred its choice to the tuned model's, plus the reverse; in the protocol's scores.
         """
-        return np.array(
-            [
-                np.abs(_softmax(b) - _softmax(t)).sum() / 2
-                for b, t in zip(self.base_scores, self.tuned_scores, strict=True)
-            ]
-        )
+        moves = zip(self.base, self.tuned, self.base_scores, self.tuned_scores, strict=True)
+        return np.array([(before[b] - before[t]) + (after[t] - after[b]) for b, t, before, after in moves])
 
     def moved(self, *, each: int, seed: int) -> tuple[MovedAnswer, ...]:
-        """So many items whose choice moved most, largest first, and as many picked at random from all."""
-        largest = np.argsort(-self.change(), kind="stable")[:each].tolist()
+        """So many items whose choice moved most decidedly, and as many picked at random from all."""
+        change = self.change()
+        largest = [i for i in np.argsort(-change, kind="stable")[:each].tolist() if change[i] > 0]
         random = np.random.default_rng(seed).permutation(len(self.items))[:each].tolist()
         picks: dict[Picked, list[int]] = {"largest change": largest, "at random": random}
         return tuple(
@@ -346,9 +343,3 @@ def _verdict(shares: PairedShares) -> str:
     if shares.verdict == "not measurable":
         return f"not measurable below {100 * shares.minimum_detectable_effect:.1f} points"
     return shares.verdict
-
-
-def _softmax(scores: FloatArray) -> FloatArray:
-    raised = np.exp(scores - scores.max())
-    shares: FloatArray = raised / raised.sum()
-    return shares
