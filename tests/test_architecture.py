@@ -249,6 +249,7 @@ ENTRY = {
         "config",
         "display",
         "errors",
+        "files",
         "interrupts",
         "law_commands",
         "options",

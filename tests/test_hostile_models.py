@@ -13,9 +13,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from hostile import SECTION, Tally, command, write_study
-from hostile_models import FOLDERS, RIGHT, Folder, Kind
+from hostile_models import FOLDERS, GARBAGE, RIGHT, Folder, Kind
 from hostile_texts import GOOD, SUMS, lines
-from tuned import LM, adapter, shaken, tuned_model
+from tuned import LM, adapter, shaken, tuned_model, write_gguf
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries that make the models, as anyone would
 
@@ -83,6 +83,34 @@ def test_what_is_only_odd_gives_the_same_numbers(tiny: Path, good: dict[Kind, Pa
         numbers.append(json.loads(answer.out)["checkpoints"][0]["texts"])
     assert numbers[0] == numbers[1]
     assert numbers[0][0]["kl_base_tuned"]["value"] > 1e-4
+
+
+GGUFS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "only its first letters": lambda b: b[:4],
+    "cut in the head": lambda b: b[:300],
+    "cut in the weights": lambda b: b[: len(b) // 2],
+    "cut by a byte": lambda b: b[:-1],
+    "other letters": lambda b: b"XXXX" + b[4:],
+    "another version": lambda b: b[:4] + b"\xff\xff\xff\x7f" + b[8:],
+    "2^63 tensors": lambda b: b[:8] + b"\xff" * 7 + b"\x7f" + b[16:],
+    "2^63 settings": lambda b: b[:16] + b"\xff" * 7 + b"\x7f" + b[24:],
+    "a pickle": lambda _: GARBAGE,
+}
+
+
+@pytest.mark.parametrize("name", GGUFS)
+def test_a_malformed_gguf_file_is_refused(tiny: Path, folder: Path, name: str) -> None:
+    whole = write_gguf(tiny, folder / "whole.gguf")
+    (folder / "made.gguf").write_bytes(GGUFS[name](whole.read_bytes()))
+    study = write_study(folder, model="made.gguf", target="sums.jsonl", retain="kelp.jsonl")
+    answers = [command("measure", tiny, "made.gguf", "--text", "kelp.jsonl", folder=folder)]
+    answers += [command("measure", "made.gguf", tiny, "--text", "kelp.jsonl", folder=folder)]
+    answers += [command("sweep", study, folder=folder)]
+    for answer in answers:
+        assert answer.code == 3, answer.err
+        assert "made.gguf" in answer.refusal[-1]
+    TALLY.add("model: GGUF files", answers[0], folder)
 
 
 REAL = ("a mistake in the study", "nested JSON", "a header of 2^64 bytes")

@@ -63,12 +63,43 @@ def test_what_is_no_file_is_said_to_be_none(tmp_path: Path, name: str) -> None:
     (["sweep"], "Missing argument"), (["sweep", "study.yaml", "--device", "gpu9"], "expected auto, cpu, cuda"),
     (["sweep", "study.yaml", "--set"], "requires an argument"), (["sweep", "study.yaml", "extra"], "unexpected extra"),
     (["sweep", "study.yaml", "--sett", "a=b"], "No such option"), (["swep", "study.yaml"], "No such command"),
+    (["plan", "--law", "kalajdzievski2024-news", "--max-forgetting", "nan"], "expected a finite number"),
 ])  # fmt: skip
 def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: list[str], word: str) -> None:
     (tmp_path / "study.yaml").write_text(BODY)
     answer = command(*arguments, folder=tmp_path)
     assert answer.code == 2, answer.err
     assert word in answer.err
+
+
+@pytest.mark.parametrize("place", ["file/below.json", "x" * 300, "folder", "/proc/nope/below.json"])
+def test_a_place_that_cannot_be_written_is_the_machines(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    answer = command("schema", place, folder=tmp_path)
+    assert answer.code == 5, answer.err
+    assert answer.err.startswith("ResourceError: cannot be written: ")
+    assert command("schema", "new/folder/schema.json", folder=tmp_path).code == 0
+
+
+def test_what_nobody_foresaw_of_the_machine_is_no_bug_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory or files anywhere ends in a sentence; what may be our own mistake ends in a traceback."""
+    for error, said in ((MemoryError("8 GiB"), "out of memory"), (OSError(24, "Too many open files"), "Too many")):
+        with monkeypatch.context() as patch:
+            patch.setattr("holdfast.config.study_schema", raising(error))
+            answer = command("schema", folder=tmp_path)
+        assert (answer.code, answer.out) == (5, "")
+        assert said in answer.err
+    monkeypatch.setattr("holdfast.config.study_schema", raising(FileNotFoundError(2, "ours")))
+    with pytest.raises(FileNotFoundError):
+        command("schema", folder=tmp_path)
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
 
 
 def test_the_page_tells_of_them(record_property: Callable[[str, object], None]) -> None:

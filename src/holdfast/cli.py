@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from holdfast import law_commands
+from holdfast import files, law_commands
 from holdfast.display import visible
 from holdfast.errors import HoldfastError, as_refusal
 from holdfast.interrupts import stopping
@@ -254,7 +254,12 @@ def schema(output: Annotated[Path | None, typer.Argument(help="File to write; de
     from holdfast.config import study_schema
 
     text = json.dumps(study_schema(), indent=2) + "\n"
-    output.write_text(text, encoding="utf-8") if output else print(text, end="")
+    if output is None:
+        print(text, end="")
+        return
+    with files.refusing(output):
+        files.make_folder(output.parent)
+        files.write(output, text.encode())
 
 
 class _Visible(logging.Formatter):

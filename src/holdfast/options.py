@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -10,13 +11,23 @@ from typing import Annotated, Any
 
 import typer
 
+
+def _finite(value: float | None) -> float | None:
+    """No number is above NaN, so no model would ever be over such a budget."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"got {value}, expected a finite number")
+    return value
+
+
 Runs = Annotated[Path, typer.Argument(help="Folder of runs made by `holdfast sweep`.")]
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Corpus = Annotated[str | None, typer.Option(help="Retained text to fit, where runs measured several.")]
-Budget = Annotated[float | None, typer.Option(help="Most forgetting to accept, nats per token.")]
-Goal = Annotated[float | None, typer.Option(help="Loss on the held-out target to reach, nats per token.")]
-Risk = Annotated[float, typer.Option(help="Accepted probability of exceeding --max-forgetting.")]
+Budget = Annotated[float | None, typer.Option(help="Most forgetting to accept, nats per token.", callback=_finite)]
+Goal = Annotated[
+    float | None, typer.Option(help="Loss on the held-out target to reach, nats per token.", callback=_finite)
+]
+Risk = Annotated[float, typer.Option(help="Accepted probability of exceeding --max-forgetting.", callback=_finite)]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Start failed runs over.")]
 
 
