@@ -58,19 +58,18 @@ SECTION = "Inputs"
 class Tally:
     """What a table of cases came to, for docs/reliability.md: mutable, because every case adds to it."""
 
-    answers: dict[str, list[tuple[Answer, Path]]] = field(default_factory=lambda: defaultdict(list))
+    lines: dict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, group: str, answer: Answer, folder: Path) -> None:
-        """Count a case that was answered as it should be."""
-        self.answers[group].append((answer, folder))
+    def add(self, group: str, answer: Answer, folder: Path, *, line: str | None = None) -> None:
+        """Count a case that was answered as it should be, with a line of its refusal, or the last."""
+        said = (line or answer.refusal[-1]).replace(f"{folder}/", "").replace("|", "\\|").replace("`", "'")
+        self.lines[group].append((answer.code, said if len(said) <= 150 else f"{said[:149]}…"))
 
     def tell(self, record_property: Callable[[str, object], None]) -> None:
         """A row for each group: how many, and the first of the answers."""
-        for group, answers in self.answers.items():
-            first, folder = answers[0]
-            said = first.refusal[-1].replace(f"{folder}/", "").replace("|", "\\|")
-            codes = ", ".join(map(str, sorted({answer.code for answer, _ in answers})))
-            record_property(SECTION, f"{group} | {len(answers)} | exit code {codes}: `{said:.150}`")
+        for group, lines in self.lines.items():
+            codes = ", ".join(map(str, sorted({code for code, _ in lines})))
+            record_property(SECTION, f"{group} | {len(lines)} | exit code {codes}: `{lines[0][1]}`")
 
 
 def write_study(folder: Path, *, model: str | Path, target: str, retain: str) -> str:

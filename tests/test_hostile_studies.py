@@ -35,7 +35,7 @@ def test_a_mistake_is_located_and_explained(tmp_path: Path, study: Study) -> Non
     assert len(answer.refusal) == 1 or not study.alone, answer.err
     assert all(len(line) < 500 and line.isprintable() for line in answer.refusal)
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]  # neither runs nor what a file would run
-    TALLY.add(f"study file: {study.group}", answer, tmp_path)
+    TALLY.add(f"study file: {study.group}", answer, tmp_path, line=found[0])
 
 
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     """
     path = locate(spec)
     config = _config(path)
-    with as_ours(ModelError, lambda why: f"got {why}, expected a readable tokenizer, at {path}"):
+    with as_ours(ModelError, lambda why: f"got nothing ({why}), expected a readable tokenizer, at {path}"):
         tokenizer = _read_tokenizer(path)
     tokenizer.model_max_length = _ENDLESS  # windows are ours; a wrong limit would warn, or raise
     rows, end = getattr(config, "vocab_size", None), tokenizer.eos_token_id
