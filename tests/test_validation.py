@@ -10,7 +10,7 @@ from scipy import stats
 
 import simulated
 from holdfast.errors import ConfigError, FitError
-from holdfast.formulas import LINE
+from holdfast.formulas import GROWTH, LINE, MULTIPLICATIVE, STEPS
 from holdfast.laws import FORGETTING, fit, points
 from holdfast.validation import HeldOut, validate
 
