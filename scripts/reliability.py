@@ -44,8 +44,9 @@ def found(options: list[str]) -> dict[str, list[str]]:
 
 def main() -> None:
     """Replace what stands between each section's marks."""
+    recorded = found(sys.argv[1:])
     page = PAGE.read_text(encoding="utf-8")
-    for section, rows in found(sys.argv[1:]).items():
+    for section, rows in recorded.items():
         begin, end = f"<!-- {section} -->\n", f"<!-- end of {section} -->"
         before, rest = page.split(begin)
         table = ["| done | how often | what came of it |", "|---|---|---|", *(f"| {row} |" for row in rows)]
