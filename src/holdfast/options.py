@@ -28,7 +28,9 @@ Goal = Annotated[
     float | None, typer.Option(help="Loss on the held-out target to reach, nats per token.", callback=_finite)
 ]
 Risk = Annotated[float, typer.Option(help="Accepted probability of exceeding --max-forgetting.", callback=_finite)]
-Retry = Annotated[bool, typer.Option("--retry-failed", help="Try failed and damaged runs again, from what is sound of them.")]
+Retry = Annotated[
+    bool, typer.Option("--retry-failed", help="Try failed and damaged runs again, from what is sound of them.")
+]
 
 
 def typed() -> str:
