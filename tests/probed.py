@@ -5,6 +5,7 @@ import numpy as np
 from holdfast.behaviour import ChoiceResult, OutcomeResult, ProbedModel, ProbeReport
 from holdfast.forgetting import Finding
 from holdfast.refusals import RefusalOdds, RefusalResult, Said
+from holdfast.stats import Estimate
 
 AGREEMENT = (
     "a judge against people on a set: sensitivity 0.92 (0.90 to 0.94, n = 800), specificity 0.94, kappa 0.86 ± 0.02",
@@ -68,10 +69,12 @@ def outcomes(*, n=60):
     )  # fmt: skip
 
 
-def model(*results, name="runs/4f1c/adapter", step=None, findings=(FINDING,), failure=None):
+def model(*results, name="runs/4f1c/adapter", step=None, kl=None, findings=(FINDING,), failure=None):
+    forgetting = {} if kl is None else {"wikipedia": Estimate(value=kl, stderr=0.1 * kl, n=32)}
     return ProbedModel(
-        name=name, step=step, merged=True, findings=tuple(findings), results=tuple(results), failure=failure
-    )
+        name=name, step=step, run=name.rpartition("/")[0], forgetting=forgetting, merged=True,
+        findings=tuple(findings), results=tuple(results), failure=failure,
+    )  # fmt: skip
 
 
 def report(*models, base="builtin:smollm2"):
@@ -97,3 +100,17 @@ def trajectory(failed=False):
     ]
     broken = [model(name="outputs/checkpoint-50", step=50, failure="NaN in lora_A")] if failed else []
     return report(*made, *broken)
+
+
+def sweep(runs=3):
+    """Kept checkpoints of several runs: each nat of forgetting moves about as many answers in all of them."""
+    return report(
+        *[
+            model(
+                choices(0.8 * kl, n=1000), refusals(1.2 * kl), odds(-10 * kl), name=f"runs/{run}a/checkpoint-{step}",
+                step=step, kl=kl,
+            )
+            for run in range(runs)
+            for step, kl in ((10, 0.05 + 0.02 * run), (20, 0.1 + 0.02 * run), (40, 0.2 + 0.02 * run))
+        ]
+    )  # fmt: skip

@@ -100,7 +100,7 @@ MODEL_HALF = {
     "judges": {"answering", "errors", "judging", "models", "prompt_probes"},
     "probing": {"adapters", "answercache", "answering", "basecache", "behaviour", "checks", "errors"}
     | {"forgetting", "integrations.lm_eval", "items", "judges", "kernels", "models", "probes", "prompt_probes"}
-    | {"questions", "sources"},
+    | {"questions", "sources", "stats", "store"},
     "audit": {
         "adapters",
         "basecache",
@@ -153,7 +153,8 @@ ANALYSIS_HALF = {
         "validation",
     },
     "probe_figures": {"behaviour", "display", "figures", "proportions", "refusals"},
-    "probe_page": {"behaviour", "display", "figures", "page", "probe_figures", "proportions", "questions"}
+    "exchange": {"behaviour", "proportions", "refusals", "stats"},
+    "probe_page": {"behaviour", "display", "exchange", "figures", "page", "probe_figures", "proportions", "questions"}
     | {"refusals", "stats"},
     "forgetting_page": {"display", "evidence", "figures", "forgetting", "measured_figures", "page", "stats"},
     "publishing": {
@@ -179,6 +180,7 @@ ENTRY = {
         "audit",
         "behaviour",
         "design",
+        "exchange",
         "forecasting",
         "forgetting",
         "laws",
@@ -216,7 +218,7 @@ ENTRY = {
         "sweeps",
         "terminal",
     },
-    "probe_screens": {"behaviour", "proportions", "questions", "refusals", "stats", "terminal"},
+    "probe_screens": {"behaviour", "exchange", "proportions", "questions", "refusals", "stats", "terminal"},
     "law_screens": {
         "choices",
         "design",
@@ -249,6 +251,7 @@ ENTRY = {
         "config",
         "display",
         "errors",
+        "exchange",
         "files",
         "interrupts",
         "law_commands",
@@ -339,7 +342,8 @@ def test_files_fit_in_a_sitting() -> None:
 def test_the_public_names() -> None:
     assert holdfast.__all__ == [
         "Estimate", "Fit", "Forecast", "ForgettingReport", "Laws", "NextRuns", "Plan", "ProbeReport", "Validation",
-        "fit", "forecast", "measure", "next_runs", "plan", "probe", "published", "report", "sweep", "table", "validate",
+        "exchanges", "fit", "forecast", "measure", "next_runs", "plan", "probe", "published", "report", "sweep",
+        "table", "validate",
     ]  # fmt: skip
     for name in holdfast.__all__:
         assert getattr(holdfast, name).__doc__

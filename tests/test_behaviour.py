@@ -24,7 +24,16 @@ def result(base: list[int], tuned: list[int], *, answers: list[int], task: str =
 
 def report(*results: ChoiceResult, name: str = "runs/4f1c/adapter", failure: str | None = None) -> ProbeReport:
     finding = Finding(what="another template", consequence="both were given the base's")
-    model = ProbedModel(name=name, step=20, merged=True, findings=(finding,), results=results, failure=failure)
+    model = ProbedModel(
+        name=name,
+        step=20,
+        run="runs",
+        forgetting={},
+        merged=True,
+        findings=(finding,),
+        results=results,
+        failure=failure,
+    )
     return ProbeReport(base="builtin:smollm2", dtype="float32", device="cpu", models=(model,))
 
 

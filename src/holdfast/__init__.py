@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from holdfast.audit import measure
     from holdfast.behaviour import ProbeReport
     from holdfast.design import NextRuns, next_runs
+    from holdfast.exchange import exchanges
     from holdfast.forecasting import Forecast, forecast
     from holdfast.forgetting import ForgettingReport
     from holdfast.laws import Fit, Laws, fit
@@ -40,6 +41,7 @@ _HOME = {
     "Plan": "planning",
     "ProbeReport": "behaviour",
     "Validation": "validation",
+    "exchanges": "exchange",
     "fit": "laws",
     "forecast": "forecasting",
     "measure": "audit",
@@ -54,8 +56,9 @@ _HOME = {
 }
 
 __all__ = [
-    "Estimate", "Fit", "Forecast", "ForgettingReport", "Laws", "NextRuns", "Plan", "ProbeReport", "Validation", "fit",
-    "forecast", "measure", "next_runs", "plan", "probe", "published", "report", "sweep", "table", "validate",
+    "Estimate", "Fit", "Forecast", "ForgettingReport", "Laws", "NextRuns", "Plan", "ProbeReport", "Validation",
+    "exchanges", "fit", "forecast", "measure", "next_runs", "plan", "probe", "published", "report", "sweep", "table",
+    "validate",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ models in the same form, in the same batches.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -237,11 +237,15 @@ TaskResult: TypeAlias = ChoiceResult | OutcomeResult | RefusalResult | RefusalOd
 class ProbedModel:
     """One tuned model: what was found about it, and its result on each task; `failure` says why it has none.
 
-    `step` is the training step a checkpoint folder names, None where it names none.
+    `step` is the training step that a checkpoint folder names or its run ended at, None where neither is known. `run`
+    is the folder it is one of several in. `forgetting` is KL from the base per text, nats per token, where one of our
+    runs measured it at that step; elsewhere it is empty.
     """
 
     name: str
     step: int | None
+    run: str
+    forgetting: Mapping[str, Estimate]
     merged: bool
     findings: tuple[Finding, ...]
     results: tuple[TaskResult, ...]
@@ -252,6 +256,8 @@ class ProbedModel:
         return {
             "tuned": self.name,
             "step": self.step,
+            "run": self.run,
+            "forgetting": {corpus: kl.to_dict() for corpus, kl in self.forgetting.items()},
             "merged": self.merged,
             "findings": [vars(finding) for finding in self.findings],
             "failure": self.failure,

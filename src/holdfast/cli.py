@@ -204,7 +204,7 @@ def probe(
         list[str],
         typer.Argument(
             metavar="[BASE] TUNED...",
-            help="The untuned model, unless the adapters name it; then adapters, models or a folder of checkpoint-*.",
+            help="The untuned model, unless adapters name it; then adapters, models, folders of checkpoint-* or runs.",
         ),
     ],
     task: Annotated[
@@ -229,9 +229,11 @@ def probe(
 ) -> None:
     """What fine-tuned models answer where their base answered something else, right or wrong.
 
+    Of runs that were swept with --keep-adapters it also says what 0.1 nat of forgetting goes with.
+
     Example: `holdfast probe builtin:smollm2 demo/runs/RUN/adapter --task arc_challenge --limit 200`
     """
-    from holdfast import audit, probe_screens, probing, publishing, terminal
+    from holdfast import audit, exchange, probe_screens, probing, publishing, terminal
 
     base, tuned = audit.base_and_tuned(models)
     with terminal.MeasureProgress() as tell:
@@ -240,7 +242,10 @@ def probe(
             max_new_tokens=max_new_tokens, judge=judge, dtype=dtype, device=device, tell=tell,
         )  # fmt: skip
     publishing.publish_probe(report, html=html, parquet=parquet, commands=[typed()])
-    print_json(report.to_dict()) if as_json else probe_screens.show_probe(report)
+    if as_json:
+        print_json(report.to_dict() | {"exchange": [one.to_dict() for one in exchange.exchanges(report)]})
+    else:
+        probe_screens.show_probe(report)
     if any(model.failure for model in report.models):
         raise typer.Exit(4)
 

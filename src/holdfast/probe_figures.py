@@ -43,8 +43,8 @@ def base_share(result: TaskResult) -> Share:
 def along_training(rows: Sequence[tuple[ProbedModel, TaskResult]]) -> Chart:
     """Shares of one task against the training step, with 95 % intervals: the paper's Figure 4.
 
-    In per cent; a dashed line is the base. `rows` are the checkpoints of a run, in step order, each with its result on
-    the task.
+    In per cent; a dashed line is the base. `rows` are the checkpoints of a run or several, in step order, each with its
+    result on the task; a run has a line of its own.
 
     Source: Kalajdzievski 2024, arXiv 2401.05605, figure 4.
     """
@@ -55,7 +55,7 @@ def along_training(rows: Sequence[tuple[ProbedModel, TaskResult]]) -> Chart:
         "value:Q", title="Per cent of items", scale=alt.Scale(domain=_range(rows, values), nice=TICKS, zero=False)
     )
     colour = alt.Color("quantity:N", title="Share", scale=colours(names), legend=_legend(names))
-    line = drawn.mark_line(strokeWidth=1.6).encode(x, y, colour)
+    line = drawn.mark_line(strokeWidth=1.6).encode(x, y, colour, alt.Detail("run:N"))
     whiskers = drawn.mark_rule(strokeWidth=1.4, opacity=0.7).encode(x, alt.Y("low:Q"), alt.Y2("high"), colour)
     marks = drawn.mark_point(size=44, filled=True, opacity=1, aria=False).encode(
         x, y, colour, alt.Shape("quantity:N", title="Share", scale=shapes(names), legend=_legend(names)),
@@ -63,6 +63,37 @@ def along_training(rows: Sequence[tuple[ProbedModel, TaskResult]]) -> Chart:
     )  # fmt: skip
     return styled(
         [*_base(rows[0][1], across=False), whiskers, line, marks], title=f"{visible(rows[0][1].name)} along training"
+    )
+
+
+def against_forgetting(rows: Sequence[tuple[ProbedModel, TaskResult]], corpus: str) -> Chart:
+    """Shares of one task against the forgetting measured of the same models on a corpus, with 95 % intervals.
+
+    In per cent and nats per token; a dashed line is the base. A run's checkpoints are joined by a line.
+    """
+    values = [
+        _mark(model, name, share) | {"nats": model.forgetting[corpus].value, "kl": str(model.forgetting[corpus])}
+        for model, one in rows
+        for name, share in quantities(one).items()
+    ]
+    names = list(dict.fromkeys(value["quantity"] for value in values))
+    drawn = inline(values)
+    x = alt.X("nats:Q", title=f"Forgetting on {visible(corpus)}, nats per token", scale=alt.Scale(nice=TICKS))
+    y = alt.Y(
+        "value:Q", title="Per cent of items", scale=alt.Scale(domain=_range(rows, values), nice=TICKS, zero=False)
+    )
+    colour = alt.Color("quantity:N", title="Share", scale=colours(names), legend=_legend(names))
+    line = drawn.mark_line(strokeWidth=1, opacity=0.5).encode(
+        x, y, colour, alt.Detail("run:N"), alt.Order("step:Q", sort="ascending")
+    )
+    whiskers = drawn.mark_rule(strokeWidth=1.4, opacity=0.5).encode(x, alt.Y("low:Q"), alt.Y2("high"), colour)
+    marks = drawn.mark_point(size=44, filled=True, opacity=1, aria=False).encode(
+        x, y, colour, alt.Shape("quantity:N", title="Share", scale=shapes(names), legend=_legend(names)),
+        tooltip=[*_tooltip(), alt.Tooltip("kl:N", title="Forgetting, nats per token")],
+    )  # fmt: skip
+    return styled(
+        [*_base(rows[0][1], across=False), whiskers, line, marks],
+        title=f"{visible(rows[0][1].name)} against forgetting",
     )
 
 
@@ -97,9 +128,9 @@ def by_model(rows: Sequence[tuple[ProbedModel, TaskResult]], names: Mapping[str,
 def _mark(model: ProbedModel, name: str, share: Share) -> dict[str, Any]:
     low, high = share.interval()
     return {
-        "model": visible(model.name), "step": model.step, "quantity": name, "value": 100 * share.value,
-        "low": 100 * low, "high": 100 * high, "said": percent(share), "ends": f"{100 * low:.1f} to {100 * high:.1f}",
-        "items": f"{share.count:,} of {share.n:,}",
+        "model": visible(model.name), "run": visible(model.run), "step": model.step, "quantity": name,
+        "value": 100 * share.value, "low": 100 * low, "high": 100 * high, "said": percent(share),
+        "ends": f"{100 * low:.1f} to {100 * high:.1f}", "items": f"{share.count:,} of {share.n:,}",
     }  # fmt: skip
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from holdfast.behaviour import ChoiceResult, OutcomeResult, ProbedModel, ProbeReport, TaskResult
 from holdfast.display import short_names
+from holdfast.exchange import LEAST_MODELS, Exchange, exchanges
 from holdfast.figures import Chart
 from holdfast.page import Cell, Grid, figure_entries, heads, render
-from holdfast.probe_figures import along_training, base_share, by_model
+from holdfast.probe_figures import against_forgetting, along_training, base_share, by_model
 from holdfast.proportions import PairedShares, Share, percent
 from holdfast.questions import DESCRIBED
 from holdfast.refusals import RefusalOdds, RefusalResult
@@ -40,9 +41,8 @@ def probe_page(report: ProbeReport, *, title: str, commands: Sequence[str], prov
     grouped = {name: [(m, r) for m, r in report.rows() if r.name == name] for name in tasks}
     charts, captions = {}, {}
     for number, rows in enumerate(grouped.values()):
-        drawn = _chart(rows, names)
-        if drawn is not None:
-            charts[f"task{number}"], captions[f"task{number}"] = drawn, _CAPTION
+        for place, drawn in _charts(rows, names).items():
+            charts[f"{place}{number}"], captions[f"{place}{number}"] = drawn, _CAPTION
     entries = figure_entries(charts, captions)
     drawings = {entry["name"]: entry | {"number": i + 1} for i, entry in enumerate(entries)}
     judged = [line for _, one in report.rows() if isinstance(one, RefusalResult) for line in one.agreement]
@@ -56,12 +56,14 @@ def probe_page(report: ProbeReport, *, title: str, commands: Sequence[str], prov
             "tasks": [
                 {
                     "id": f"task{number}", "name": name, "protocol": _protocol(rows[0][1]), "grid": _grid(rows, names),
-                    "figure": drawings.get(f"task{number}"), "note": _NOTES[type(rows[0][1])],
+                    "figures": [drawings[f"{place}{number}"] for place in _PLACES if f"{place}{number}" in drawings],
+                    "note": _NOTES[type(rows[0][1])],
                     "examples": _examples(rows[-1][1]),
                     "of_model": names[rows[-1][0].name] if len(rows) > 1 else None,
                 }
                 for number, (name, rows) in enumerate(grouped.items())
             ],
+            "exchange": _exchange(exchanges(report)),
             "judged": list(dict.fromkeys(judged)),
             "failed": _failed(report, names),
         },
@@ -107,14 +109,33 @@ def _tested(shares: PairedShares) -> str:
     return ", and not one item differs" if shares.verdict == "identical" else ""
 
 
-def _chart(rows: Rows, names: Mapping[str, str]) -> Chart | None:
-    """Along training where checkpoints of one folder have steps, by model where there are several."""
+_PLACES = ("task", "nats")
+
+
+def _charts(rows: Rows, names: Mapping[str, str]) -> dict[str, Chart]:
+    """Along training where runs have several checkpoints, by model elsewhere; against forgetting where it is known."""
     if not rows or not base_share(rows[0][1]).n:
-        return None
-    steps = [model.step for model, _ in rows]
-    if len(rows) > 1 and None not in steps and len({model.name.rpartition("/")[0] for model, _ in rows}) == 1:
-        return along_training(rows)
-    return by_model(rows, names)
+        return {}
+    trajectory = all(model.step is not None for model, _ in rows) and len({model.run for model, _ in rows}) < len(rows)
+    drawn = {"task": along_training(rows) if trajectory else by_model(rows, names)}
+    corpus = next(iter(rows[0][0].forgetting), None)
+    known = [(model, one) for model, one in rows if corpus in model.forgetting]
+    if corpus is not None and len(known) >= LEAST_MODELS:
+        drawn["nats"] = against_forgetting(known, corpus)
+    return drawn
+
+
+def _exchange(found: Sequence[Exchange]) -> Grid | None:
+    columns = heads(["Task", "Change", "Per 0.1 nat", "Correlation", "Between, nats", "Models, runs"], texts=2)
+    lines = [
+        [
+            Cell(one.task, kind="name"), Cell(one.quantity, f"on {one.corpus}", kind="text"),
+            _estimate(one.per_tenth, f" {one.unit}"), Cell(f"{one.correlation:.2f}"),
+            Cell(f"{one.low:.2g} to {one.high:.2g}"), Cell(f"{one.models}, {one.per_tenth.n}"),
+        ]
+        for one in found
+    ]  # fmt: skip
+    return Grid("What 0.1 nat of forgetting goes with", columns, lines) if lines else None
 
 
 def _protocol(result: TaskResult) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from holdfast.behaviour import ChoiceResult, OutcomeResult, ProbedModel, ProbeReport, TaskResult
+from holdfast.exchange import exchanges
 from holdfast.proportions import PairedShares, Share, percent
 from holdfast.questions import DESCRIBED
 from holdfast.refusals import RefusalOdds, RefusalResult, Said
@@ -37,6 +38,10 @@ def show_probe(report: ProbeReport) -> None:
             _compare(rows)
         for line in rows[0][1].agreement if isinstance(rows[0][1], RefusalResult) else ():
             out().print(f"  [dim]{escape(line)}[/]", soft_wrap=True)
+    if found := exchanges(report):
+        out().print("\n[bold]against forgetting[/]  [dim]as the runs measured it of the same checkpoints[/]")
+    for one in found:
+        out().print(f"  {escape(one.in_words())}", soft_wrap=True)
     for model in report.models:
         if model.failure:
             out().print(f"[red]not probed[/] {escape(_name(model))}: {escape(model.failure)}")

@@ -20,6 +20,8 @@ from holdfast.probes import Answers, AskBase, Prepared, Probe, choice_probes
 from holdfast.prompt_probes import Judge, PromptProbe, built_in_judge, prompt_probe
 from holdfast.questions import PROTOCOLS
 from holdfast.sources import Candidate
+from holdfast.stats import Estimate
+from holdfast.store import read_run
 
 Tell = Callable[[str, float], None]
 """Given what is being done, and the share of all work that is done."""
@@ -46,8 +48,9 @@ def probe(
         report = holdfast.probe(base="builtin:smollm2", tuned="outputs", tasks=["arc_challenge", "quiz.jsonl"])
 
     Args:
-        tuned: PEFT adapter folders, whole models (folders, hub ids, GGUF files), or a trainer's folder of
-            `checkpoint-*`.
+        tuned: PEFT adapter folders, whole models (folders, hub ids, GGUF files), a trainer's folder of `checkpoint-*`,
+            or runs of `holdfast.sweep`, one or a folder of them: what was probed is then set against the forgetting
+            that they measured (see `exchange`).
         base: the untuned model; None where the adapters' own configs name it. It is always loaded as itself, never as
             a tuned model with its adapter switched off.
         tasks: `arc_challenge`, `arc_easy`; `advbench`, `xstest`; `side_by_side` (40 questions answered freely); a file
@@ -97,10 +100,7 @@ def probe(
         except ModelError as error:
             if len(found) == 1:
                 raise
-            one = ProbedModel(
-                name=candidate.name, step=candidate.step, merged=False, findings=findings[candidate.name], results=(),
-                failure=str(error),
-            )  # fmt: skip
+            one = _probed(candidate, findings=findings[candidate.name], failure=str(error))
         probed.append(one)
     return ProbeReport(base=base, dtype=dtype, device=place, models=tuple(probed))
 
@@ -242,9 +242,29 @@ def _probe_one(
         told = progress.of(f"{candidate.name} on {one.name}", one.work)
         results += ready.results(model, told)
         told(1.0)
+    return _probed(candidate, merged=merged, findings=(*findings, *more), results=tuple(results))
+
+
+def _probed(
+    candidate: Candidate, *, findings: Sequence[Finding], merged: bool = False, results: Sequence[TaskResult] = (),
+    failure: str | None = None,
+) -> ProbedModel:  # fmt: skip
+    """What came of a candidate, with its run's own measurements of forgetting at that step, if one of ours made it."""
+    folder, step = candidate.path.parent, candidate.step
+    forgetting = {}
+    if (folder / "records.jsonl").is_file():
+        run = read_run(folder)
+        step = run.config.steps if step is None else step
+        forgetting = {
+            one.corpus: Estimate(value=value, stderr=stderr, n=one.documents)
+            for one in run.measurements
+            for value, stderr in [one.values["kl_base_tuned"]]
+            if one.step == step and one.role == "retain"
+        }
+    several = step is not None and candidate.path.is_dir()
     return ProbedModel(
-        name=candidate.name, step=candidate.step, merged=merged, findings=(*findings, *more), results=tuple(results),
-        failure=None,
+        name=candidate.name, step=step, run=str(folder if several else candidate.path), forgetting=forgetting,
+        merged=merged, findings=tuple(findings), results=tuple(results), failure=failure,
     )  # fmt: skip
 
 

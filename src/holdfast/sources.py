@@ -102,7 +102,8 @@ def candidates(path: Path, *, spec: str) -> tuple[Candidate, ...]:
     """The tuned models at a place that a spec named: one, or each `checkpoint-N` of a trainer's folder in step order.
 
     A model or adapter saved in the output folder itself comes last. A folder with an `adapter` in it, such as one of
-    our runs, is that adapter, unless the run kept those of its measured steps, the last of which is the same.
+    our runs, is that adapter, unless the run kept those of its measured steps, the last of which is the same. A folder
+    of our runs is what its runs are, one after another.
 
     Raises:
         ModelError: none there.
@@ -121,11 +122,19 @@ def candidates(path: Path, *, spec: str) -> tuple[Candidate, ...]:
     if _kind(path) is not None and not ours:
         found.append(_candidate(path, spec))
     if not found:
+        runs = [folder for folder in sorted(path.glob("*")) if (folder / "records.jsonl").is_file() and _made(folder)]
+        found = [one for run in runs for one in candidates(run, spec=f"{spec.rstrip('/')}/{run.name}")]
+    if not found:
         raise ModelError(
             f"got {spec!r}, expected a folder with adapter_config.json, config.json or checkpoint-* folders in it, or "
             f"a GGUF file, at {path.absolute()}"
         )
     return tuple(found)
+
+
+def _made(run: Path) -> bool:
+    """Whether a run has left anything to measure."""
+    return _kind(run / "adapter") is not None or any(run.glob("checkpoint-*"))
 
 
 def _kind(folder: Path) -> str | None:
