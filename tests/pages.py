@@ -1,4 +1,4 @@
-"""A page as a browser would read it, text that would rather act than be read, and a real browser."""
+"""A page as a browser would read it, and a real browser that hears all it says."""
 
 import contextlib
 import html.parser
@@ -8,21 +8,6 @@ import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = [f"--disable-{part}" for part in ("gpu", "sync", "component-update", "background-networking")]
-
-PAYLOADS = (
-    "</script><script>alert(1)</script>", "</SCRIPT ><svg/onload=alert(1)>", '"><img src=x onerror=alert(1)>',
-    "'><img src=x onerror=alert(1)>", "<img src='http://holdfast.invalid/leak.png'>", "<!--<script>", "--><b>",
-    "<!--", "]]><b>", "</title><h1>", "</style><style>*{display:none}</style>", "</pre></bdi></table>",
-    "</noscript><iframe src=javascript:alert(1)>", "<a href=javascript:alert(1)>x</a>", "javascript:alert(1)",
-    "<math><mi//xlink:href='data:x,<script>alert(1)</script>'>",
-    "<meta http-equiv=refresh content='0;url=http://holdfast.invalid/'>", "<base href=http://holdfast.invalid/>",
-    "<link rel=stylesheet href=http://holdfast.invalid/x.css>",
-    "<form action=http://holdfast.invalid/><input autofocus onfocus=alert(1)>",
-    "{{ 7 * 7 }}{% include '/etc/passwd' %}", "${alert(1)}`${alert(1)}`",
-    "\\u003cscript\\u003ealert(1)\\u003c/script\\u003e", "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#60;b&#62;",
-    "a\u2028alert(1)\u2029b", "0.1 \u202e9.0\u202c \u2066x\u2069 \u200f", "\x00\x1b[2J\x1b]0;x\x07\x85\r\n",
-    "[bold red]markup[/bold red]", "lone \ud800 surrogate", "\U0001f9a6 \u05d0\u05d1 \u0639\u0631\u0628 e\u0301",
-)  # fmt: skip
 
 
 class Page(html.parser.HTMLParser):

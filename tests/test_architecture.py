@@ -140,18 +140,11 @@ ANALYSIS_HALF = {
     "plan_figures": {"choices", "costs", "display", "errors", "figures", "planning", "stats"},
     "measured_figures": {"display", "figures", "forgetting", "stats"},
     "page": {"display", "figures", "stats"},
-    "reporting": {
-        "display",
-        "errors",
-        "figures",
-        "forms",
-        "laws",
-        "page",
-        "plan_figures",
-        "planning",
-        "stats",
-        "validation",
-    },
+    "comparison": {"fits", "forms", "formulas", "laws", "presets"},
+    "study_figures": {"display", "errors", "figures", "laws", "plan_figures", "planning", "stats", "validation"},
+    "run_grids": {"page", "stats", "study_figures"},
+    "reporting": {"comparison", "errors", "forms", "laws", "page", "planning", "run_grids", "stats", "study_figures"}
+    | {"validation"},
     "probe_figures": {"behaviour", "display", "figures", "proportions", "refusals"},
     "exchange": {"behaviour", "proportions", "refusals", "stats"},
     "probe_page": {"behaviour", "display", "exchange", "figures", "page", "probe_figures", "proportions", "questions"}
@@ -159,6 +152,7 @@ ANALYSIS_HALF = {
     "forgetting_page": {"display", "evidence", "figures", "forgetting", "measured_figures", "page", "stats"},
     "publishing": {
         "behaviour",
+        "comparison",
         "probe_page",
         "display",
         "errors",
@@ -172,6 +166,7 @@ ANALYSIS_HALF = {
         "planning",
         "reporting",
         "store",
+        "study_figures",
         "validation",
     },
 }
@@ -279,7 +274,7 @@ OWNED = {
     "huggingface_hub": {"publishing", "sources"},
     "typer": {"cli", "law_commands", "options"},
     "rich": {"law_screens", "probe_screens", "sweep_screens", "terminal"},
-    "altair": {"figures", "measured_figures", "plan_figures", "probe_figures"},
+    "altair": {"figures", "measured_figures", "plan_figures", "probe_figures", "study_figures"},
     "jinja2": {"page"},
     "yaml": {"mistakes"},
     "scipy": {"proportions", "slopes", "stats"},

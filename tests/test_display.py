@@ -5,7 +5,7 @@ import pytest
 from holdfast.display import BIDI_CONTROLS, visible
 
 
-@pytest.mark.parametrize("character", BIDI_CONTROLS + "\x00\x1b\x85\u2028\u2029\ud800")
+@pytest.mark.parametrize("character", BIDI_CONTROLS + "\x00\x1b\x85\u2028\u2029\ud800\ufffe\uffff\ufdd0")
 def test_no_character_acts_unseen(character):
     assert visible(f"a{character}b") == f"a\\u{ord(character):04x}b"
 

@@ -13,7 +13,8 @@ from holdfast.display import visible
 from holdfast.evidence import UNMEASURABLE
 from holdfast.forgetting import Finding
 from holdfast.forgetting_page import forgetting_page
-from pages import PAYLOADS, Page, chromium, watched
+from pages import Page, chromium, watched
+from payloads import PAYLOADS
 
 COMMAND = "holdfast measure builtin:smollm2 outputs --max-forgetting 0.1 --html page.html"
 

@@ -7,7 +7,8 @@ from holdfast.display import visible
 from holdfast.forgetting import Finding
 from holdfast.probe_page import probe_page
 from holdfast.proportions import percent
-from pages import PAYLOADS, Page, chromium, watched
+from pages import Page, chromium, watched
+from payloads import PAYLOADS
 
 COMMAND = "holdfast probe builtin:smollm2 outputs --html page.html"
 

@@ -14,7 +14,7 @@ from holdfast.display import visible
 from holdfast.errors import DataError, ResourceError, StoreError
 from holdfast.publishing import publish, publish_measurement
 from holdfast.store import Measurement, owning
-from pages import PAYLOADS
+from payloads import PAYLOADS
 
 
 def made(root: Path, *, r: int, end: str = "done", points: int = 6) -> None:

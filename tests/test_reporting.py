@@ -11,7 +11,8 @@ import pytest
 from holdfast import forms, laws, planning, reporting, validation
 from holdfast.display import visible
 from holdfast.stats import Estimate, rounded
-from pages import PAYLOADS, Page, chromium, watched
+from pages import Page, chromium, watched
+from payloads import PAYLOADS
 from simulated import study
 
 COMMANDS = ["holdfast sweep study.yaml", "holdfast report runs --max-forgetting 0.5"]

@@ -11,6 +11,8 @@ BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2
 def visible(value: Any) -> Any:
     """Text in which each character that would reorder, break, colour or end text is shown by its number instead.
 
+    So is what Unicode promises never to be a character: a drawing that holds U+FFFE is no XML, and ends who draws it.
+
     A right-to-left override in a file's name can turn the digits of the sentence that quotes it; an escape sequence can
     move a terminal's cursor and write over what stood there. Anything but text, and markup of ours (an object with
     `__html__`), is given back as it is.
@@ -23,7 +25,9 @@ def visible(value: Any) -> Any:
 def _acts_unseen(character: str) -> bool:
     if character in "\n\t":
         return False
-    return unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in BIDI_CONTROLS
+    number = ord(character)
+    never = number & 0xFFFE == 0xFFFE or 0xFDD0 <= number <= 0xFDEF
+    return never or unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in BIDI_CONTROLS
 
 
 def duration(seconds: float) -> str:

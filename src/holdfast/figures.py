@@ -17,7 +17,7 @@ import vl_convert
 
 from holdfast.errors import DataError
 from holdfast.laws import Fit, Laws
-from holdfast.stats import rounded
+from holdfast.stats import Estimate, rounded
 
 LEVEL = 0.9
 """Two-sided level of every band drawn here."""
@@ -133,12 +133,12 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
     fitted = inline(curve.to_dict("records"))
     colour = _rank_colours(points["r"])
     x, y, r = alt.X("steps:Q"), alt.Y(f"{quantity}:Q"), alt.Stroke("r:N", title="Rank", scale=colour)
-    isolated = alt.condition(_ISOLATE, alt.value(0.14), alt.value(0))
-    faded = alt.condition(_ISOLATE, alt.value(1), alt.value(0.15))
     band = fitted.mark_area().encode(
-        x, alt.Y("low:Q"), alt.Y2("high"), alt.Fill("r:N", title="Rank", scale=colour), opacity=isolated
+        x, alt.Y("low:Q"), alt.Y2("high"), alt.Fill("r:N", title="Rank", scale=colour), opacity=isolated(0.14, 0)
     )
-    lines = fitted.mark_line(strokeWidth=1.6).encode(x, y, r, alt.Detail("trainable_params:N"), opacity=faded)
+    lines = fitted.mark_line(strokeWidth=1.6).encode(
+        x, y, r, alt.Detail("trainable_params:N"), opacity=isolated(1, 0.15)
+    )
     return styled([*_if_known(band, curve), lines, marks], title=title)
 
 
@@ -187,6 +187,7 @@ def vega_lite_version() -> str:
 
 _SPREAD = alt.Scale(zero=False, nice=TICKS)
 _ISOLATE = alt.selection_point(name="rank", fields=["r"], bind="legend")
+"""A rank clicked in a legend; the page sets it too, for all figures at once."""
 
 
 def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
@@ -209,7 +210,7 @@ def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
     colour, shape = _rank_colours(points["r"]), _rank_shapes(points["r"])
     measured = list(dict.fromkeys(["target_nll", quantity]))
     values = [_measurement(row, measured) for row in points.sort_values(["r", "run", "steps"]).to_dict("records")]
-    marks: alt.Chart = (
+    return isolating(
         inline(values)
         .mark_point(size=44, strokeWidth=1.3, aria=False)
         .encode(
@@ -219,7 +220,7 @@ def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
             alt.Fill("r:N", title="Rank", scale=colour),
             alt.Shape("r:N", title="Rank", scale=shape),
             fillOpacity=alt.condition("datum.in_fit", alt.value(0.85), alt.value(0)),
-            opacity=alt.condition(_ISOLATE, alt.value(1), alt.value(0.1)),
+            opacity=isolated(1, 0.1),
             tooltip=[
                 alt.Tooltip("run:N", title="Run"),
                 alt.Tooltip("r:N", title="Rank"),
@@ -227,17 +228,32 @@ def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
                 *(alt.Tooltip(f"{name}_text:N", title=LABELS[name]) for name in measured),
             ],
         )
-        .add_params(_ISOLATE)
     )
-    return marks
+
+
+def isolated(shown: float, faded: float) -> Any:
+    """The opacity of what belongs to the rank that was picked, and of all else; all is shown while none is."""
+    return alt.condition(_ISOLATE, alt.value(shown), alt.value(faded))
+
+
+def isolating(marks: alt.Chart) -> alt.Chart:
+    """Marks whose legend picks a rank; a figure has them once."""
+    picking: alt.Chart = marks.add_params(_ISOLATE)
+    return picking
 
 
 def _measurement(row: Mapping[Any, Any], quantities: Iterable[str]) -> dict[str, Any]:
-    """What one mark holds: its place, and each quantity with its error as the tooltip says it."""
+    """What one mark holds: its place, and each quantity as the tooltip says it, with its error.
+
+    With the number of documents, in a column `<quantity>_documents`, that is a 95 % interval too.
+    """
     held = {"run": row["run"], "r": row["r"], "steps": row["steps"], "in_fit": row.get("in_fit", True)}
     for name in quantities:
         value, error = row[name], row[f"{name}_stderr"]
-        held |= {name: value, f"{name}_text": f"{rounded(value, error)} ± {rounded(error, error)}"}
+        estimate = Estimate(value=value, stderr=error, n=int(row.get(f"{name}_documents", 0)))
+        low, high = estimate.interval()
+        ends = f" ({rounded(low, error)} to {rounded(high, error)})" if math.isfinite(low) else ""
+        held |= {name: value, f"{name}_text": f"{rounded(value, error)} ± {rounded(error, error)}{ends}"}
     return held
 
 
@@ -295,6 +311,7 @@ def styled(layers: Sequence[alt.Chart], *, title: str, height: int = HEIGHT) -> 
         "titleFontWeight": "normal",
     }  # fmt: skip
     axis = {"domain": False, "ticks": False, "tickCount": TICKS, "gridColor": LIGHT["rule"]}
+    axis |= {"labelFlush": False, "labelOverlap": "greedy", "labelSeparation": 4}
     legend = {"orient": "top", "direction": "horizontal", "titleOrient": "left", "offset": 8}
     symbols = {"symbolOpacity": 1, "symbolStrokeWidth": 1.3, "symbolSize": 60}
     config = {

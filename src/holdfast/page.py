@@ -7,36 +7,28 @@ as code, and any request.
 
 import base64
 import functools
+import gzip
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import pandas as pd
 import vl_convert
 
 from holdfast import figures
 from holdfast.display import visible
 from holdfast.stats import rounded
 
-DRAW = """
-for (const place of document.querySelectorAll(".chart")) {
-  const specification = JSON.parse(document.getElementById(place.dataset.figure).textContent);
-  const options = {
-    mode: "vega-lite", renderer: "svg", ast: true, actions: false, defaultStyle: false,
-    tooltip: { disableDefaultStyle: true },
-  };
-  vegaEmbed(place, specification, options).catch((error) => {
-    place.textContent = "This figure could not be drawn: " + error.message;
-    console.error(error);
-  });
-}
-"""
-"""Draws each figure by Vega's expression interpreter, which needs no right to evaluate text as code."""
-
 FALLBACK_BYTES = 400_000
 """Of all still figures together, for readers without scripts: past this they would be most of the page."""
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What a spreadsheet takes for the beginning of a formula."""
 
 
 class Cell(NamedTuple):
@@ -46,6 +38,10 @@ class Cell(NamedTuple):
     note: str = ""
     kind: str = "num"
     """Of the cell in the style sheet: num, name, text that stays on one line, words that wrap."""
+    link: str = ""
+    """The place on the page where it is said what this is."""
+    run: str = ""
+    """Of which the page's rows are shown when the link is followed."""
 
 
 class Grid(NamedTuple):
@@ -65,18 +61,20 @@ def render(
     commands: Sequence[str],
     provenance: Mapping[str, Any],
     content: Mapping[str, Any],
+    reload_s: int | None = None,
 ) -> str:
     """A page of ours: a template that extends `page.html.j2`, given `content` under its own names.
 
     `style` is a template too; `drawings` are those of `figure_entries`. `commands` are what a reader types to make the
-    page again; `provenance` is whatever says where the numbers come from, nested as it likes.
+    page again; `provenance` is whatever says where the numbers come from, nested as it likes. With `reload_s` a browser
+    reads the file again after so many seconds.
 
     The page makes no request and runs one script, which its content security policy names by its hash. The same
     arguments give the same page, byte for byte.
     """
     environment = _environment()
     styled = environment.get_template(style).render(light=_variables(figures.LIGHT), dark=_variables(figures.DARK))
-    script = _script()
+    script = _script(draws=bool(drawings))
     common = {
         "title": title,
         "policy": _policy(style=styled, script=script),
@@ -85,6 +83,7 @@ def render(
         "figures": drawings,
         "commands": commands,
         "provenance": list(_flat(provenance)),
+        "reload_s": reload_s,
     }
     return environment.get_template(template).render(common | dict(content))
 
@@ -98,11 +97,21 @@ def figure_entries(charts: Mapping[str, figures.Chart], captions: Mapping[str, s
             "name": name,
             "title": figures.title(chart),
             "caption": captions[name],
-            "specification": _json(figures.page(chart)),
+            "specification": _json(figures.page(chart) | {"description": figures.title(chart)}),
             "svg": drawn[name] if small else None,
         }
         for name, chart in charts.items()
     ]
+
+
+def rows_file(rows: pd.DataFrame) -> str:
+    """The rows behind a page as a link to a compressed CSV file inside it, numbers at full precision.
+
+    A spreadsheet takes a text that begins like a formula for one, so such a text gets an apostrophe before it.
+    """
+    safe = rows.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] in FORMULA else visible(cell))
+    packed = gzip.compress(safe.to_csv(index=False, lineterminator="\n").encode(), mtime=0)
+    return f"data:application/gzip;base64,{base64.b64encode(packed).decode()}"
 
 
 def heads(names: Iterable[str], *, texts: int) -> list[Cell]:
@@ -129,9 +138,10 @@ def _variables(colours: Mapping[str, str]) -> str:
 
 
 @functools.cache
-def _script() -> str:
-    """Vega, Vega-Lite, Vega-Embed and the lines that draw, as one script that can stand inside a page."""
-    bundle = str(vl_convert.javascript_bundle(DRAW, vl_version=figures.vega_lite_version()))
+def _script(*, draws: bool) -> str:
+    """The page's own lines, in one script with Vega, Vega-Lite and Vega-Embed where there is a figure to draw."""
+    source = (Path(__file__).parent / "templates" / "page.js").read_text(encoding="utf-8")
+    bundle = str(vl_convert.javascript_bundle(source, vl_version=figures.vega_lite_version())) if draws else source
     return bundle.replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

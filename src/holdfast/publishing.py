@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from holdfast import figures, files
 from holdfast.behaviour import ProbeReport
+from holdfast.comparison import beside_the_paper
 from holdfast.display import visible
 from holdfast.errors import DataError, FitError
 from holdfast.evidence import CorpusReport
@@ -23,8 +24,9 @@ from holdfast.forms import compare_forms
 from holdfast.laws import Laws, fit, points
 from holdfast.planning import Plan, plan
 from holdfast.probe_page import probe_page
-from holdfast.reporting import charts, report
+from holdfast.reporting import report
 from holdfast.store import Run, read_runs, tabulate
+from holdfast.study_figures import charts
 from holdfast.validation import Validation, validate
 
 
@@ -48,6 +50,7 @@ def publish(
     target_loss: float | None = None,
     risk: float = 0.1,
     corpus: str | None = None,
+    reload_s: int | None = None,
 ) -> Published:
     """Write `report.html` and its figures (PNG and SVG, from the same definitions) for a folder of runs.
 
@@ -67,13 +70,17 @@ def publish(
     asked = max_forgetting is not None or target_loss is not None
     planned = plan(laws, max_forgetting=max_forgetting, target_loss=target_loss, risk=risk) if laws and asked else None
     validation = None if laws is None else validate(table, corpus=laws.corpus)
-    forms = None if laws is None else compare_forms(points(table, corpus=laws.corpus))
+    used = None if laws is None else points(table, corpus=laws.corpus)
+    forms = None if used is None else compare_forms(used)
+    compared = beside_the_paper(used, laws, forms) if laws and forms and used is not None else None
     page = report(
         table,
         laws,
         planned,
         validation=validation,
         forms=forms,
+        compared=compared,
+        reload_s=reload_s,
         title=_title(made),
         commands=commands,
         provenance=_common([run.provenance for run in made if run.state == "done"]),
@@ -90,8 +97,7 @@ def _draw(
     table: pd.DataFrame, laws: Laws, planned: Plan | None, validation: Validation | None, folder: Path
 ) -> tuple[Path, ...]:
     files.make_folder(folder)
-    shown = points(table, corpus=laws.corpus, skip_fraction=laws.skip_fraction)
-    for name, chart in charts(shown, laws, planned, validation).items():
+    for name, chart in charts(table, laws, planned, validation).items():
         files.write(folder / f"{name}.png", figures.png(chart))
         files.write(folder / f"{name}.svg", figures.svg(chart).encode())
     return tuple(sorted(folder.glob("[!.]*")))

@@ -1,20 +1,20 @@
 """A study as one HTML page: tables, fits and figures, every number of them from the rows or the fits given."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from holdfast import figures
-from holdfast.display import visible
+from holdfast.comparison import CONSTANTS, HARD, Compared
 from holdfast.errors import FitError
 from holdfast.forms import Forms
-from holdfast.laws import LAWS, Fit, Laws, points
-from holdfast.page import Cell, Grid, figure_entries, heads, interval, render
-from holdfast.plan_figures import frontier_figure, held_out_figure
+from holdfast.laws import LAWS, Fit, Laws
+from holdfast.page import Cell, Grid, figure_entries, heads, interval, render, rows_file
 from holdfast.planning import Plan, price_in_words
-from holdfast.stats import Estimate, Prediction, rounded
+from holdfast.run_grids import TERMS, runs_grid, unfinished_grid
+from holdfast.stats import Prediction, rounded
+from holdfast.study_figures import captions, charts, last_measured
 from holdfast.validation import Validation
 
 LEVEL = 0.9
@@ -26,31 +26,7 @@ NAMES = {
     "hard_cross_entropy": "Hard forgetting loss",
 }
 
-CAPTIONS = {
-    "loss-against-forgetting": (
-        "One mark per measurement; learning runs to the left. The paper's Figure 2: if all ranks share one line, the "
-        "price does not depend on rank. A band is the line's 90 % interval."
-    ),
-    "trajectories-target": "The paper's Figure 3, for what is learned: the joint law and its 90 % bands.",
-    "trajectories-forgetting": "The paper's Figure 3, for what is forgotten: the joint law and its 90 % bands.",
-    "frontier": (
-        "Each mark is a rank and a number of steps that no other beats in both. Through it the laws' 90 % intervals; "
-        "dashed, what was asked for."
-    ),
-    "held-out-forgetting": (
-        "Each mark is a measurement that the law had not seen when it predicted it. On the dashed line a prediction is "
-        "right; bars are where nine runs in ten were expected."
-    ),
-    "held-out-target": "The same for what is learned.",
-}
-
-
 NEAREST = "nearest"
-
-READING_ORDER = (
-    "frontier", "loss-against-forgetting", "trajectories-target", "trajectories-forgetting", "held-out-forgetting",
-    "held-out-target",
-)  # fmt: skip
 
 
 def report(
@@ -60,77 +36,70 @@ def report(
     *,
     validation: Validation | None = None,
     forms: Forms | None = None,
+    compared: Compared | None = None,
     title: str,
     commands: Sequence[str],
     provenance: Mapping[str, Any],
     why_no_laws: str | None = None,
+    reload_s: int | None = None,
 ) -> str:
     """A study as one self-contained HTML page: what learning costs, what to run, and the evidence for both.
 
-    `table` is that of `store.table`, failed and diverged runs included; `laws`, `plan`, `validation` and `forms` were
-    made from it.
+    `table` is that of `store.table`, failed and diverged runs included; `laws`, `plan`, `validation`, `forms` and
+    `compared` were made from it. With `reload_s` a browser reads the file again after so many seconds.
     `commands` are what a reader types to make the page again; `provenance` is whatever says where the numbers come
     from, nested as it likes. Without `laws` the page shows the measurements, and `why_no_laws` in place of the laws.
 
     The page makes no request and runs one script, which its content security policy names by its hash. The same
     arguments give the same page, byte for byte.
     """
-    shown, why_no_figures = _points(table, laws)
-    drawn = {} if shown is None else charts(shown, laws, plan, validation)
+    try:
+        drawn, why_no_figures = charts(table, laws, plan, validation), None
+    except FitError as error:
+        drawn, why_no_figures = {}, str(error)
     return render(
         "report.html.j2",
         style="page.css",
         title=title,
-        drawings=figure_entries(drawn, CAPTIONS),
+        drawings=figure_entries(drawn, captions(drawn)),
         commands=commands,
         provenance=provenance,
+        reload_s=reload_s,
         content={
-            "headline": price_in_words(laws) if laws else "No law was fitted, so the price of learning is not known.",
+            "headline": _headline(table, laws),
+            "price": None if laws is None else price_in_words(laws),
             "why_no_laws": None if laws else why_no_laws or "No reason was given.",
             "laws": None if laws is None else _laws(laws),
             "plan": None if plan is None else _plan(plan),
             "held_out": None if validation is None else _held_out(validation),
             "forms": None if forms is None else _forms(forms),
+            "compared": None
+            if compared is None
+            else {"joint": _compared(compared), "lines": _lines_compared(compared)},
             "why_no_figures": why_no_figures,
-            "numbers": {
-                name: number for number, name in enumerate([name for name in READING_ORDER if name in drawn], 1)
-            },
-            "runs": _runs(table),
-            "unfinished": _unfinished(table),
+            "numbers": {name: number for number, name in enumerate(drawn, 1)},
+            "ranks": sorted({int(r) for r in table.loc[table["state"] == "done", "r"]}) if drawn else [],
+            "runs": runs_grid(table),
+            "unfinished": unfinished_grid(table),
             "finished": table.loc[table["state"] == "done", "run"].nunique(),
+            "rows": rows_file(table.sort_values(["run", "step", "role", "corpus"])),
         },
     )
 
 
-def _points(table: pd.DataFrame, laws: Laws | None) -> tuple[pd.DataFrame | None, str | None]:
-    """Every measurement the figures show, saying which the fits used; or None and why there is nothing to show."""
-    try:
-        shown = points(table, corpus=laws.corpus if laws else None, skip_fraction=0)
-    except FitError as error:
-        return None, str(error)
-    if laws is not None:
-        used = points(table, corpus=laws.corpus, skip_fraction=laws.skip_fraction).set_index(["run", "steps"]).index
-        shown["in_fit"] = shown.set_index(["run", "steps"]).index.isin(used)
-    shown["run"] = shown["run"].map(visible)
-    return shown, None
-
-
-def charts(
-    shown: pd.DataFrame, laws: Laws | None, plan: Plan | None, validation: Validation | None
-) -> dict[str, figures.Chart]:
-    """Every figure of a study by name: `shown` are its points; what is None has none."""
-    drawn = {
-        "loss-against-forgetting": figures.loss_against_forgetting(shown, laws),
-        "trajectories-target": figures.trajectories(shown, laws, "target_nll"),
-        "trajectories-forgetting": figures.trajectories(shown, laws, "kl_base_tuned"),
-    }
-    if plan is not None and plan.frontier:
-        drawn["frontier"] = frontier_figure(plan)
-    predictions = None if validation is None else validation.predictions()
-    for name, quantity in (("held-out-forgetting", "kl_base_tuned"), ("held-out-target", "target_nll")):
-        if predictions is not None and (predictions["quantity"] == quantity).any():
-            drawn[name] = held_out_figure(predictions, quantity)
-    return drawn
+def _headline(table: pd.DataFrame, laws: Laws | None) -> str:
+    """What was forgotten, and what it bought: the two numbers a reader came for."""
+    last = last_measured(table)
+    if laws is None:
+        return "No law was fitted, so the price of learning is not known."
+    ends = last[last["corpus"] == laws.corpus].sort_values("kl_base_tuned")
+    low, high = (rounded(row["kl_base_tuned"], row["kl_base_tuned_stderr"]) for _, row in ends.iloc[[0, -1]].iterrows())
+    forgot = f"{high}" if low == high else f"{low} to {high}"
+    one = len(ends) == 1
+    return (
+        f"{'The run' if one else f'{len(ends)} runs'} forgot {forgot} nats per token of {laws.corpus}. "
+        f"{price_in_words(laws)}"
+    )
 
 
 def _held_out(validation: Validation) -> dict[str, Any]:
@@ -139,7 +108,7 @@ def _held_out(validation: Validation) -> dict[str, Any]:
     rows = [
         [
             Cell(held.split, kind="text"),
-            Cell(NAMES[held.quantity], kind="text"),
+            Cell(NAMES[held.quantity], kind="text", link=TERMS[held.quantity]),
             Cell(held.law, kind="text"),
             Cell(f"{held.rmse:.2g}"),
             Cell(f"{held.rmse_constant:.2g}"),
@@ -173,7 +142,7 @@ def _forms(forms: Forms) -> Grid:
                 )
                 for part in parts
             ]
-            name = [Cell(NAMES[quantity], kind="text"), Cell(score.form, kind="text")]
+            name = [Cell(NAMES[quantity], kind="text", link=TERMS[quantity]), Cell(score.form, kind="text")]
             rows.append([*name, *errors, Cell(f"{score.r2:.4f}"), Cell(str(score.constants))])
     columns = ("Quantity", "Form", *parts, "R² in sample", "Constants")
     return Grid("Every form, held to the same parts", heads(columns, texts=2), rows)
@@ -206,7 +175,7 @@ def _lines(laws: Laws) -> Grid:
     columns = ("Quantity", "Slope", "Intercept", "R²", "Residual", "Runs", "Points")
     rows = [
         [
-            Cell(NAMES[name], fit.estimator, kind="text"),
+            Cell(NAMES[name], fit.estimator, kind="text", link=TERMS[name]),
             _parameter(fit, "slope"),
             _parameter(fit, "intercept"),
             *_evidence(fit),
@@ -221,13 +190,52 @@ def _joint(laws: Laws) -> Grid:
     columns = ("Quantity", "Asymptote or start", "K", "x, parameters", "y, steps", "R²", "Residual", "Runs", "Points")
     rows = [
         [
-            Cell(NAMES[name], fit.law, kind="text"),
+            Cell(NAMES[name], fit.law, kind="text", link=TERMS[name]),
             *(_parameter(fit, parameter) for parameter in (LAWS[fit.law].linear[0], "K", "x", "y")),
             *_evidence(fit),
         ]
         for name, fit in laws.joint.items()
     ]
     return Grid("Joint laws", heads(columns, texts=1), rows)
+
+
+def _compared(compared: Compared) -> Grid:
+    """The joint laws in the paper's form, ours and theirs."""
+    rows = [
+        [
+            Cell(NAMES[quantity], kind="text", link=TERMS[quantity]),
+            Cell(of, kind="text"),
+            *(_published_or_ours(fit, name) for name in CONSTANTS),
+            Cell("not published" if math.isnan(fit.r2) else f"{fit.r2:.4f}"),
+            Cell(f"{fit.reference['trainable_params']:.2g}, {fit.reference['steps']:.3g}"),
+        ]
+        for quantity, fits in compared.joint.items()
+        for of, fit in fits.items()
+    ]
+    columns = ("Quantity", "Of", *CONSTANTS, "R²", "P₀, N₀")
+    return Grid("The paper's law, here and there", heads(columns, texts=2), rows)
+
+
+def _lines_compared(compared: Compared) -> Grid:
+    """Equation 4, ours and theirs."""
+    rows = [
+        [
+            Cell(NAMES[HARD], kind="text", link=TERMS[HARD]),
+            Cell(of, kind="text"),
+            _published_or_ours(fit, "slope"),
+            _published_or_ours(fit, "intercept"),
+            Cell(f"{fit.r2:.4f}"),
+        ]
+        for of, fit in compared.lines.items()
+    ]
+    return Grid(
+        "The paper's line, here and there", heads(("Quantity", "Of", "Slope", "Intercept", "R²"), texts=2), rows
+    )
+
+
+def _published_or_ours(fit: Fit, name: str) -> Cell:
+    """A parameter; of a published law, whose points are not known, without the remark that it has no interval."""
+    return _parameter(fit, name) if fit.n_points else Cell(f"{fit.parameters[name].value:.3g}")
 
 
 def _parameter(fit: Fit, name: str) -> Cell:
@@ -272,80 +280,3 @@ def _prediction(prediction: Prediction) -> Cell:
     if not math.isfinite(error):
         return Cell(f"{mean:.3g}", "no interval")
     return Cell(rounded(mean, error), interval(*prediction.interval(LEVEL), error))
-
-
-def _runs(table: pd.DataFrame) -> Grid | None:
-    """What each finished run measured last, a line per retained text; None when no run finished."""
-    done = table[table["state"] == "done"]
-    retained = done[done["role"] == "retain"].sort_values("step")
-    if retained.empty:
-        return None
-    learned = dict(_rows(done[done["role"] == "target"], "run", "step"))
-    untuned = dict(_rows(retained[retained["step"] == 0], "run", "corpus"))
-    last = retained.drop_duplicates(["run", "corpus"], keep="last").sort_values([*ORDER, "run", "corpus"])
-    varied = [name for name in SETTINGS if last[name].nunique() > 1]
-    columns = ["Rank", "Steps", "Target loss before", "after", "KL", "Hard loss", "Agreement", "Documents"]
-    rows = [
-        [
-            Cell(row["run"], kind="name"),
-            *(Cell(str(row[name]), kind="text") for name in varied),
-            Cell(str(int(row["r"]))),
-            Cell(f"{row['step']:,.0f}"),
-            _measured(learned.get((run, row["step"])), "base_nll"),
-            _measured(learned.get((run, row["step"])), "nll"),
-            _measured(row, "kl_base_tuned"),
-            _measured(row, "hard_cross_entropy", before=untuned.get((run, corpus))),
-            _measured(row, "agreement"),
-            Cell(f"{row['documents']:,.0f}"),
-        ]
-        for (run, corpus), row in _rows(last, "run", "corpus")
-    ]
-    names = [SETTINGS[name] for name in varied]
-    return Grid("Measurements", heads(["Run", *names, *columns], texts=1 + len(names)), rows)
-
-
-ORDER = ["r", "learning_rate", "seed"]
-SETTINGS = {
-    "model": "Model",
-    "target": "Target",
-    "corpus": "Retained text",
-    "method": "Method",
-    "learning_rate": "Learning rate",
-    "seed": "Seed",
-}
-"""What is shown of a run beside its rank, where runs differ in it."""
-
-
-def _rows(table: pd.DataFrame, *key: str) -> Iterable[tuple[tuple[Any, ...], Mapping[Any, Any]]]:
-    return ((tuple(row[name] for name in key), row) for row in table.to_dict("records"))
-
-
-def _measured(row: Mapping[Any, Any] | None, quantity: str, *, before: Mapping[Any, Any] | None = None) -> Cell:
-    """A measurement with its error, and what it was of the untouched base where that is not 0."""
-    if row is None or pd.isna(row[quantity]):
-        return Cell("not measured")
-    note = "" if before is None else f"base {_estimate(before, quantity)}"
-    return Cell(str(_estimate(row, quantity)), note)
-
-
-def _estimate(row: Mapping[Any, Any], quantity: str) -> Estimate:
-    return Estimate(value=row[quantity], stderr=row[f"{quantity}_stderr"], n=int(row["documents"]))
-
-
-def _unfinished(table: pd.DataFrame) -> Grid | None:
-    """Every run without a result, with how far it came and why; None when there is none."""
-    ended = table[table["state"] != "done"].sort_values("step").drop_duplicates("run", keep="last")
-    if ended.empty:
-        return None
-    rows = [
-        [
-            Cell(row["run"], kind="name"),
-            Cell(row["state"], kind="text"),
-            Cell("–" if pd.isna(row["r"]) else str(int(row["r"]))),
-            Cell("none" if pd.isna(row["step"]) else f"{row['step']:,.0f}"),
-            Cell("–" if pd.isna(row["reason"]) else row["reason"], kind="words"),
-        ]
-        for row in ended.sort_values([*ORDER, "run"]).to_dict("records")
-    ]
-    columns = heads(("Run", "State", "Rank", "Last step measured"), texts=2)
-    return Grid("Runs without a result", [*columns, Cell("Reason", kind="words")], rows)

@@ -1,0 +1,183 @@
+"""Which figures a study has: the paper's own, one panel per text and method, and what was held out."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from holdfast.display import visible
+from holdfast.errors import FitError
+from holdfast.figures import (
+    LIGHT,
+    TICKS,
+    UNIT,
+    Chart,
+    colours,
+    inline,
+    isolated,
+    isolating,
+    loss_against_forgetting,
+    shapes,
+    styled,
+    trajectories,
+)
+from holdfast.laws import LINE, Laws, fit_law, points
+from holdfast.plan_figures import frontier_figure, held_out_figure
+from holdfast.planning import Plan
+from holdfast.stats import Estimate, rounded
+from holdfast.validation import Validation
+
+LEVEL = 0.95
+"""Of an interval over documents."""
+
+ROW = 56
+"""Height of a text's line of marks, points."""
+
+MAIN = "loss-against-forgetting"
+
+CAPTIONS = {
+    MAIN: (
+        "One mark per measurement; learning runs to the left. The paper's Figure 2: if all ranks share one line, the "
+        "price does not depend on rank. A band is the line's 90 % interval."
+    ),
+    "panel": "The same for one text and method, with a line of its own.",
+    "trajectories-target": "The paper's Figure 3, for what is learned: the joint law and its 90 % bands.",
+    "trajectories-forgetting": "The paper's Figure 3, for what is forgotten: the joint law and its 90 % bands.",
+    "by-text": "What each run had forgotten of each retained text at its last step, with 95 % intervals by document.",
+    "frontier": (
+        "Each mark is a rank and a number of steps that no other beats in both. Through it the laws' 90 % intervals; "
+        "dashed, what was asked for."
+    ),
+    "held-out-forgetting": (
+        "Each mark is a measurement that the law had not seen when it predicted it. On the dashed line a prediction is "
+        "right; bars are where nine runs in ten were expected."
+    ),
+    "held-out-target": "The same for what is learned.",
+}
+"""What is said of each figure; those of panels begin alike."""
+
+
+def charts(
+    table: pd.DataFrame, laws: Laws | None, plan: Plan | None, validation: Validation | None
+) -> dict[str, Chart]:
+    """Every figure of a study by name, in reading order; what is None has none.
+
+    `table` is that of `store.table`; the laws, plan and validation were made from it.
+
+    Raises:
+        FitError: no finished run has anything to draw.
+    """
+    shown = _shown(table, laws)
+    drawn = {} if plan is None or not plan.frontier else {"frontier": frontier_figure(plan)}
+    drawn[MAIN] = loss_against_forgetting(shown, laws)
+    drawn |= _panels(table, laws)
+    drawn["trajectories-target"] = trajectories(shown, laws, "target_nll")
+    drawn["trajectories-forgetting"] = trajectories(shown, laws, "kl_base_tuned")
+    last = last_measured(table)
+    if last["corpus"].nunique() > 1:
+        drawn["by-text"] = by_text(last)
+    predictions = None if validation is None else validation.predictions()
+    for name, quantity in (("held-out-forgetting", "kl_base_tuned"), ("held-out-target", "target_nll")):
+        if predictions is not None and (predictions["quantity"] == quantity).any():
+            drawn[name] = held_out_figure(predictions, quantity)
+    return drawn
+
+
+def captions(drawn: Mapping[str, Chart]) -> dict[str, str]:
+    """The caption of each figure."""
+    return {name: CAPTIONS.get(name, CAPTIONS["panel"]) for name in drawn}
+
+
+def last_measured(table: pd.DataFrame) -> pd.DataFrame:
+    """The last row of each finished run on each retained text."""
+    retained = table[(table["state"] == "done") & (table["role"] == "retain")]
+    return retained.sort_values("step").drop_duplicates(["run", "corpus"], keep="last")
+
+
+def by_text(rows: pd.DataFrame) -> Chart:
+    """What runs forgot of several texts: a mark per run and text, with its 95 % interval over documents.
+
+    Nats per token; a line of marks per text, the text most forgotten on top. `rows` are those of `last_measured`.
+    """
+    order = rows.groupby("corpus")["kl_base_tuned"].mean().sort_values(ascending=False).index
+    texts = [visible(name) for name in order]
+    ranks = sorted({int(r) for r in rows["r"]})
+    values = [_mark(row) for row in rows.sort_values(["r", "run"]).to_dict("records")]
+    drawn, x = inline(values), alt.X("value:Q", title=f"Forgetting, KL(base || tuned) ({UNIT})", scale=_FROM_0)
+    y = alt.Y("text:N", title=None, sort=texts, axis=alt.Axis(grid=True, labelLimit=200, labelColor=LIGHT["ink"]))
+    offset = alt.YOffset("r:N", sort=ranks, scale=alt.Scale(paddingOuter=0.6))
+    stroke = alt.Stroke("r:N", title="Rank", scale=colours(ranks))
+    told = {"run": "Run", "r": "Rank", "step": "Step", "text": "Text", "said": "Forgetting", "ends": "95 % interval"}
+    whiskers = [row for row in values if math.isfinite(row["low"])]
+    rules = [
+        inline(whiskers).mark_rule(strokeWidth=1.4).encode(
+            alt.X("low:Q"), alt.X2("high"), y, offset, stroke, opacity=isolated(0.7, 0.1)
+        )
+    ] if whiskers else []  # fmt: skip
+    marks = isolating(
+        drawn.mark_point(size=52, strokeWidth=1.3, fillOpacity=0.85, aria=False).encode(
+            x, y, offset, stroke,
+            alt.Fill("r:N", title="Rank", scale=colours(ranks)), alt.Shape("r:N", title="Rank", scale=shapes(ranks)),
+            opacity=isolated(1, 0.1),
+            tooltip=[alt.Tooltip(f"{field}:N", title=title) for field, title in told.items()],
+        )
+    )  # fmt: skip
+    return styled([*rules, marks], title="Forgetting by text, at the end of each run", height=len(texts) * ROW)
+
+
+_FROM_0 = alt.Scale(zero=True, nice=TICKS)
+
+
+def _mark(row: Mapping[Any, Any]) -> dict[str, Any]:
+    kl = Estimate(value=row["kl_base_tuned"], stderr=row["kl_base_tuned_stderr"], n=int(row["documents"]))
+    low, high = kl.interval(LEVEL)
+    known = math.isfinite(low)
+    return {
+        "run": visible(row["run"]), "r": int(row["r"]), "step": int(row["step"]), "text": visible(row["corpus"]),
+        "value": kl.value, "low": max(low, 0.0) if known else low, "high": high, "said": str(kl),
+        "ends": f"{rounded(max(low, 0.0), kl.stderr)} to {rounded(high, kl.stderr)}" if known else "none",
+    }  # fmt: skip
+
+
+def _shown(table: pd.DataFrame, laws: Laws | None, corpus: str | None = None) -> pd.DataFrame:
+    """Every measurement of one retained text, saying which the laws used."""
+    corpus = corpus or (laws.corpus if laws else None)
+    shown = points(table, corpus=corpus, skip_fraction=0)
+    if laws is not None:
+        used = points(table, corpus=corpus, skip_fraction=laws.skip_fraction).set_index(["run", "steps"]).index
+        shown["in_fit"] = shown.set_index(["run", "steps"]).index.isin(used)
+    retained = (table["role"] == "retain") & (table["corpus"] == shown["corpus"].iloc[0])
+    for quantity, rows in (("target_nll", table["role"] == "target"), ("kl_base_tuned", retained)):
+        counted = table.loc[rows, ["run", "step", "documents"]].set_axis(
+            ["run", "steps", f"{quantity}_documents"], axis="columns"
+        )
+        shown = shown.merge(counted, on=["run", "steps"], how="left", validate="one_to_one")
+    shown["run"] = shown["run"].map(visible)
+    return shown
+
+
+def _panels(table: pd.DataFrame, laws: Laws | None) -> dict[str, Chart]:
+    """Forgetting against loss for each retained text and method by itself, where there are several; named by number."""
+    if laws is None:
+        return {}
+    done = table[(table["state"] == "done") & (table["role"] == "retain")]
+    which = sorted(set(zip(done["corpus"], done["method"], strict=True)))
+    drawn: dict[str, Chart] = {}
+    for corpus, method in which if len(which) > 1 else ():
+        part = table[table["method"] == method]
+        try:
+            used = points(part, corpus=corpus, skip_fraction=laws.skip_fraction)
+            own = {"kl_base_tuned": fit_law(LINE, used, "kl_base_tuned", huber=math.inf)}
+        except FitError:  # too few points for a line: the marks stand alone
+            own = {}
+        chart = loss_against_forgetting(_shown(part, laws, corpus), replace(laws, lines=own))
+        drawn[f"{MAIN}-{len(drawn) + 1}"] = _named(chart, f"{visible(corpus)}, {visible(method)}")
+    return drawn
+
+
+def _named(chart: Chart, what: str) -> Chart:
+    named: Chart = chart.properties(title=f"{what}: {str(chart.title)[:1].lower()}{str(chart.title)[1:]}")
+    return named
