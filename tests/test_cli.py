@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from holdfast import cli
 
 COMMANDS = (
-    "demo", "sweep", "status", "fit", "plan", "forecast", "next", "report", "measure", "probe", "schema",
+    "demo", "sweep", "status", "fit", "plan", "forecast", "next", "report", "figures", "card", "measure", "probe",
+    "schema",
 )  # fmt: skip
 
 

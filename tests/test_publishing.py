@@ -9,10 +9,11 @@ import pytest
 from huggingface_hub import EvalResult, ModelCardData
 
 import measured
+from holdfast import files, publishing
 from holdfast.config import Adapter, Optimizer, RunConfig, Target
 from holdfast.display import visible
 from holdfast.errors import DataError, ResourceError, StoreError
-from holdfast.publishing import publish, publish_measurement
+from holdfast.publishing import RELOAD_S, Published, keep_current, publish, publish_measurement
 from holdfast.store import Measurement, owning
 from payloads import PAYLOADS
 
@@ -41,7 +42,10 @@ def made(root: Path, *, r: int, end: str = "done", points: int = 6) -> None:
                         values={name: (value, 0.01) for name, value in values.items()},
                     )
                 )  # fmt: skip
-        recorder.finish({}) if end == "done" else recorder.fail("diverged", "step 3: got loss nan")
+        if end == "done":
+            recorder.finish({})
+        elif end == "diverged":
+            recorder.fail("diverged", "step 3: got loss nan")
 
 
 def test_a_study_becomes_a_page_and_figures(tmp_path: Path) -> None:
@@ -78,6 +82,35 @@ def test_a_folder_without_runs_or_that_cannot_be_written_is_refused(tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="cannot be written"):
         publish(tmp_path / "runs", tmp_path / "file", commands=[])
+
+
+def test_a_page_is_kept_current_until_every_run_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written anew when something was measured and not else; a browser is told to look again until the last."""
+    for r in (1, 2, 4):
+        made(tmp_path / "runs", r=r)
+    made(tmp_path / "runs", r=8, end="under way")
+    pages, folders = [], sorted((tmp_path / "runs").glob("*/records.jsonl"))
+
+    def write(reload_s: int | None) -> Published:
+        done = publish(tmp_path / "runs", tmp_path, commands=[], reload_s=reload_s)
+        pages.append((reload_s, done.page.read_text()))
+        return done
+
+    waits = iter([None, "measure", "fail"])  # nothing happens; then a run ends
+
+    def sleep(_: float) -> None:
+        if next(waits) == "fail":
+            (unfinished,) = [p.parent for p in folders if not (p.parent / "done.json").exists()]
+            files.write_json(unfinished / "failed.json", {"state": "failed", "reason": "a storm"})
+
+    monkeypatch.setattr(publishing.time, "sleep", sleep)
+    last = keep_current(tmp_path / "runs", write)
+    assert [reload_s for reload_s, _ in pages] == [RELOAD_S, None]
+    assert f'<meta http-equiv="refresh" content="{RELOAD_S}">' in pages[0][1]
+    assert "A sweep is under way: 3 runs have finished" in pages[0][1]
+    assert "refresh" not in pages[1][1].split("<style>")[0]
+    assert "a storm" in pages[1][1]
+    assert last.figures
 
 
 def published(report, folder, **about):
@@ -148,11 +181,11 @@ def test_a_model_card_that_is_there_keeps_all_else_it_says(tmp_path: Path) -> No
         assert index["name"] == "mine"
         found = [(r["dataset"]["name"], metric["type"]) for r in index["results"] for metric in r["metrics"]]
         assert found == [("GSM8K", "accuracy"), ("wikipedia", "kl_base_tuned"), ("wikipedia", "agreement")]
-        assert card.read_text().endswith("---\n# Mine\n\nWords with `---` in them.\n")
+        assert "---\n# Mine\n\nWords with `---` in them.\n" in card.read_text()
     card.write_text("# Words alone\n")
     published(report, tmp_path)
     assert huggingface_hub.metadata_load(card)["model-index"][0]["name"] == "4f1c/adapter"
-    assert card.read_text().endswith("# Words alone\n")
+    assert "# Words alone\n" in card.read_text()
     card.write_text("---\na: [\n---\n")
     with pytest.raises(DataError, match=r"(?s)got a model card that cannot be read .*README\.md"):
         published(report, tmp_path)

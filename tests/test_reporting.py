@@ -153,8 +153,8 @@ def test_runs_that_failed_are_named_with_their_reason(table, fitted):
     more = pd.concat([table, pd.DataFrame([diverged])], ignore_index=True)
     page = Page(write(more, fitted, None))
     assert [tuple(cell[0] for cell in row.values()) for row in page.grid("unfinished")] == [
-        ("f" * 12, "failed", "8", "none", "out of memory at step 3"),
-        ("e" * 12, "diverged", "16", "5", "loss is nan at step 9"),
+        ("f" * 12, "failed", "8", "none", "not measured", "not measured", "out of memory at step 3"),
+        ("e" * 12, "diverged", "16", "5", "not measured", "not measured", "loss is nan at step 9"),
     ]
     assert more["run"].nunique() == 2 + len(page.grid("runs"))
 

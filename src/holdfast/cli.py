@@ -10,11 +10,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from holdfast import files, law_commands
+from holdfast import files, law_commands, report_commands
 from holdfast.display import visible
 from holdfast.errors import HoldfastError, as_refusal
 from holdfast.interrupts import stopping
-from holdfast.options import Budget, Corpus, Device, Goal, Json, Retry, Risk, Runs, print_json, typed
+from holdfast.options import Budget, Device, Json, Retry, Runs, print_json, typed
 
 app = typer.Typer(
     help="Measure, predict and control what a language model forgets when it is fine-tuned.",
@@ -117,32 +117,8 @@ for command in (law_commands.fit, law_commands.plan, law_commands.forecast):
 app.command("next")(law_commands.next_)
 
 
-@app.command()
-def report(
-    runs: Runs,
-    output_dir: Annotated[Path | None, typer.Option("--output-dir", "-o", help="Default: the folder of runs.")] = None,
-    max_forgetting: Budget = None,
-    target_loss: Goal = None,
-    risk: Risk = 0.1,
-    corpus: Corpus = None,
-) -> None:
-    """Write one self-contained page, `report.html`, and its figures as PNG and SVG.
-
-    Example: `holdfast report runs --max-forgetting 0.1`
-    """
-    from holdfast import terminal
-    from holdfast.publishing import publish
-
-    published = publish(
-        runs,
-        output_dir or runs,
-        commands=[typed()],
-        max_forgetting=max_forgetting,
-        target_loss=target_loss,
-        risk=risk,
-        corpus=corpus,
-    )
-    terminal.show_published(published)
+for writing in (report_commands.report, report_commands.figures, report_commands.card):
+    app.command()(writing)
 
 
 @app.command()
@@ -172,7 +148,7 @@ def measure(
     max_forgetting: Budget = None,
     html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write the sums per document.")] = None,
-    model_card: Annotated[Path | None, typer.Option(help="Write metadata for a model card.")] = None,
+    model_card: Annotated[Path | None, typer.Option(help="Write it on a model card.")] = None,
     as_json: Json = False,
 ) -> None:
     """What fine-tuned models forgot of their base, where, and how sure that is. Exit code 10 over the budget.

@@ -1,5 +1,6 @@
 """The paper's Table 1 from the user's own runs, in constants that each mean something, beside the paper's own."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,13 @@ def frame(compared: Compared) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def identified(fit: Fit, name: str) -> float:
+    """A constant, or nan where the data leave it open; a published one is as it was published."""
+    estimate = fit.parameters[name]
+    return estimate.value if math.isfinite(estimate.stderr) or not fit.n_points else math.nan
+
+
 def _constants(fit: Fit) -> dict[str, Any]:
-    values = {name: estimate.value for name, estimate in fit.parameters.items()}
+    values = {name: identified(fit, name) for name in fit.parameters}
     errors = {f"{name}_stderr": estimate.stderr for name, estimate in fit.parameters.items()}
     return values | errors | {"r2": fit.r2, "runs": fit.n_runs}

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from holdfast import figures, files
 from holdfast.behaviour import ProbeReport
+from holdfast.cards import write_card
 from holdfast.comparison import beside_the_paper
-from holdfast.display import visible
 from holdfast.errors import DataError, FitError
-from holdfast.evidence import CorpusReport
 from holdfast.forgetting import ForgettingReport
 from holdfast.forgetting_page import forgetting_page
 from holdfast.forms import compare_forms
 from holdfast.laws import Laws, fit, points
 from holdfast.planning import Plan, plan
 from holdfast.probe_page import probe_page
+from holdfast.progress import status
 from holdfast.reporting import report
 from holdfast.store import Run, read_runs, tabulate
 from holdfast.study_figures import charts
 from holdfast.validation import Validation, validate
+
+RELOAD_S = 15
+"""Between two looks of a browser at the page of a sweep under way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,8 @@ def publish(
     """Write `report.html` and its figures (PNG and SVG, from the same definitions) for a folder of runs.
 
     Too few finished runs for a law are no error: the page then shows what was measured, and says why there is no more.
+    With `reload_s` it is the page of a sweep under way, which a browser reads again after so many seconds; every other
+    form held out, which takes a core for half a minute, and figures as files are left to the last page.
 
     Raises:
         StoreError: no runs there, or a damaged one.
@@ -70,7 +75,7 @@ def publish(
     asked = max_forgetting is not None or target_loss is not None
     planned = plan(laws, max_forgetting=max_forgetting, target_loss=target_loss, risk=risk) if laws and asked else None
     validation = None if laws is None else validate(table, corpus=laws.corpus)
-    used = None if laws is None else points(table, corpus=laws.corpus)
+    used = None if laws is None or reload_s is not None else points(table, corpus=laws.corpus)
     forms = None if used is None else compare_forms(used)
     compared = beside_the_paper(used, laws, forms) if laws and forms and used is not None else None
     page = report(
@@ -89,8 +94,30 @@ def publish(
     with files.refusing(output_dir):
         files.make_folder(output_dir)
         files.write(output_dir / "report.html", page.encode())
-        drawn = _draw(table, laws, planned, validation, output_dir / "figures") if laws else ()
+        draws = laws is not None and reload_s is None
+        drawn = _draw(table, laws, planned, validation, output_dir / "figures") if laws and draws else ()
     return Published(page=output_dir / "report.html", figures=drawn, laws=laws, why_no_laws=why_not, plan=planned)
+
+
+def keep_current(runs: Path, write: Callable[[int | None], Published], *, every_s: float = 5.0) -> Published:
+    """Write the page whenever something of the runs has changed, until every run has ended; the last page.
+
+    `write` is given after how many seconds a browser is to read the page again, None for the last one.
+
+    Raises:
+        StoreError: no runs there.
+    """
+    seen = None
+    while True:
+        standing = {run.run: run for run in status(runs)}
+        under_way = any(run.standing in ("running", "stopped", "waiting") for run in standing.values())
+        now = {name: (run.standing, run.losses, run.forgetting) for name, run in standing.items()}
+        if not under_way:
+            return write(None)
+        if now != seen:
+            write(RELOAD_S)
+            seen = now
+        time.sleep(every_s)
 
 
 def _draw(
@@ -106,12 +133,6 @@ def _draw(
 LIBRARIES = ("holdfast", "torch", "transformers", "peft", "safetensors", "numpy")
 """Whose versions may move a measurement's numbers."""
 
-CARD_METRICS = {
-    "kl_base_tuned": "Forgetting, KL(base||tuned), nats per token",
-    "agreement": "Next-token choices that are still the base's, share of tokens",
-}
-"""What a model card says of each text, with its unit."""
-
 
 def publish_measurement(
     report: ForgettingReport,
@@ -125,8 +146,7 @@ def publish_measurement(
     """Write what was measured, each file whole or not at all; None leaves one out.
 
     `html` is a page for people; `parquet` is `report.to_frame()`, the sums per document that every mean is a ratio of;
-    `model_card` is the YAML front matter of a model card, with a `model-index` of the last checkpoint's forgetting and
-    agreement on each text; a card that is there keeps all else it says.
+    `model_card` is a model card, see `cards.write_card`.
 
     Raises:
         DataError: a table or card was asked for and no checkpoint could be measured, or the card there is not one.
@@ -141,13 +161,12 @@ def publish_measurement(
             provenance=_measured_provenance(report),
         )
         _publish(html, page.encode())
-    for path in (parquet, model_card):
-        if path is not None and not any(checkpoint.texts for checkpoint in report.checkpoints):
-            raise DataError(f"got no checkpoint that could be measured, expected one, for {path}")
     if parquet is not None:
+        if not any(checkpoint.texts for checkpoint in report.checkpoints):
+            raise DataError(f"got no checkpoint that could be measured, expected one, for {parquet}")
         _publish(parquet, _parquet(report.to_frame()))
     if model_card is not None:
-        _publish(model_card, _card(report, model_card).encode())
+        write_card(report, model_card, commands=commands, max_forgetting=max_forgetting)
 
 
 def publish_probe(report: ProbeReport, *, html: Path | None, parquet: Path | None, commands: Sequence[str]) -> None:
@@ -190,42 +209,6 @@ def _parquet(frame: pd.DataFrame) -> bytes:
     table = io.BytesIO()
     frame.to_parquet(table, index=False)
     return table.getvalue()
-
-
-def _card(report: ForgettingReport, path: Path) -> str:
-    """A model card with our results in its `model-index`: the one at this place, or one of nothing else."""
-    last = [checkpoint for checkpoint in report.checkpoints if checkpoint.texts][-1]
-    results = [_eval_result(text, metric) for text in last.texts.values() for metric in CARD_METRICS]
-    name = visible("/".join(last.name.rstrip("/").split("/")[-2:]))  # a card is published; where a folder lay is not
-    if not path.exists():
-        data = ModelCardData(model_name=name, eval_results=results)
-        return f"---\n{data.to_yaml()}\n---\n"
-    try:
-        card = ModelCard(path.read_text(encoding="utf-8"))
-    except Exception as error:  # a parser's own error, of a library that is not ours to import
-        raise DataError(
-            f"got a model card that cannot be read ({error}), expected YAML front matter, at {path}"
-        ) from error
-    data = cast(ModelCardData, card.data)
-    others = [result for result in data.eval_results or () if result.metric_type not in CARD_METRICS]
-    data.eval_results = others + results
-    data.model_name = data.model_name or name
-    return str(card)
-
-
-def _eval_result(text: CorpusReport, metric: str) -> EvalResult:
-    estimate, name = text.estimate(metric), visible(text.corpus)
-    low, high = estimate.interval()
-    known = {} if estimate.n < 2 else {"stderr": estimate.stderr, "interval_95": [low, high]}
-    return EvalResult(
-        task_type="text-generation",
-        dataset_type=name,
-        dataset_name=name,
-        metric_type=metric,
-        metric_name=CARD_METRICS[metric],
-        metric_value=estimate.value,
-        metric_args={"documents": estimate.n, "scored_tokens": text.scored_tokens, **known},
-    )
 
 
 def _measured_title(report: ForgettingReport) -> str:

@@ -85,18 +85,26 @@ def _estimate(row: Mapping[Any, Any], quantity: str) -> Estimate:
 
 def unfinished_grid(table: pd.DataFrame) -> Grid | None:
     """Every run without a result, with how far it came and why; None when there is none."""
-    ended = table[table["state"] != "done"].sort_values("step").drop_duplicates("run", keep="last")
-    if ended.empty:
+    without = table[table["state"] != "done"]
+    if without.empty:
         return None
+    learned, kept = (dict(_rows(without[without["role"] == role], "run", "step")) for role in ("target", "retain"))
+    ended = without.sort_values("step").drop_duplicates("run", keep="last")
     rows = [
         [
             Cell(row["run"], kind="name", link="rows", run=row["run"]),
             Cell(row["state"], kind="text"),
             Cell("–" if pd.isna(row["r"]) else str(int(row["r"]))),
             Cell("none" if pd.isna(row["step"]) else f"{row['step']:,.0f}"),
+            _measured(learned.get((row["run"], row["step"])), "nll"),
+            _measured(kept.get((row["run"], row["step"])), "kl_base_tuned"),
             Cell("–" if pd.isna(row["reason"]) else row["reason"], kind="words"),
         ]
         for row in ended.sort_values([*ORDER, "run"]).to_dict("records")
     ]
-    columns = heads(("Run", "State", "Rank", "Last step measured"), texts=2)
+    columns = [
+        *heads(("Run", "State", "Rank", "Last step measured"), texts=2),
+        Cell("Target loss", link=TERMS["target_nll"]),
+        Cell("KL", link=TERMS["kl_base_tuned"]),
+    ]
     return Grid("Runs without a result", [*columns, Cell("Reason", kind="words")], rows)

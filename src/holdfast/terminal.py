@@ -212,6 +212,12 @@ def show_published(published: Published) -> None:
     out().print(f"Report: {escape(str(published.page))}", soft_wrap=True)
 
 
+def show_written(places: Iterable[object]) -> None:
+    """Where things were put."""
+    for place in places:
+        out().print(f"Written: {escape(str(place))}", soft_wrap=True, highlight=False)
+
+
 def show_warnings(warnings: Iterable[str]) -> None:
     """Soft trouble, always printed."""
     for warning in warnings:
