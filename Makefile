@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-crash bench lint format clean
+.PHONY: site demo test test-crash bench lint format clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,10 @@ test-crash: .venv/installed  ## the suite's crash tests with 50 real kills inste
 bench: .venv/installed  ## every benchmark, peer and ours in one run; writes the tables of docs/benchmarks.md
 	$(BIN)/python benchmarks/all.py
 
+site: .venv/installed  ## the documents as a site, in site/
+	$(BIN)/python scripts/reference.py
+	$(BIN)/mkdocs build
+
 lint: .venv/installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -31,4 +35,4 @@ format: .venv/installed  ## what lint can mend by itself
 	$(BIN)/ruff check --fix .
 
 clean:  ## everything made here
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv site demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
