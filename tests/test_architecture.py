@@ -183,6 +183,7 @@ ANALYSIS_HALF = {
         "study_figures",
         "validation",
     },
+    "reproducing": {"behaviour", "config", "errors", "publishing"},
 }
 ENTRY = {
     "__init__": {
@@ -258,6 +259,7 @@ ENTRY = {
     "report_commands": {"audit", "cards", "errors", "options", "papers", "publishing", "terminal"},
     "cli": {
         "audit",
+        "behaviour",
         "config",
         "display",
         "errors",
@@ -271,6 +273,7 @@ ENTRY = {
         "progress",
         "publishing",
         "report_commands",
+        "reproducing",
         "sweep_screens",
         "terminal",
     },

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -15,6 +15,12 @@ from holdfast.display import visible
 from holdfast.errors import HoldfastError, as_refusal
 from holdfast.interrupts import stopping
 from holdfast.options import Budget, Device, Json, Retry, Runs, print_json, typed
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from holdfast.behaviour import ProbeReport
+    from holdfast.config import Study
 
 app = typer.Typer(
     help="Measure, predict and control what a language model forgets when it is fine-tuned.",
@@ -88,6 +94,53 @@ def sweep(
         print_json(json.loads(table.to_json(orient="records", double_precision=15)))
     if not (table["state"] == "done").all():
         raise typer.Exit(4)
+
+
+@app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="Whose study: kalajdzievski2024.")],
+    output_dir: Annotated[Path | None, typer.Option("--output-dir", "-o", help="Default: the paper's name.")] = None,
+    openorca: Annotated[
+        str, typer.Option(help="Instruction data; `none` leaves it out.")
+    ] = "Open-Orca/OpenOrca@train[:20000]",
+    news: Annotated[
+        str | None, typer.Option(help="Articles newer than the model; the paper's were not released.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value of its study file; repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each probe; default the paper's.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes side by side: one a core, or a GPU.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Try a few steps, say what it will take, stop.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Make a paper's study again, from its settings to its page: runs, laws, answers and refusals along training.
+
+    Example: `holdfast reproduce kalajdzievski2024 --news articles.jsonl`
+    """
+    from holdfast import probing, reproducing, sweep_screens, terminal
+
+    asked = {"openorca": None if openorca == "none" else openorca, "news": news}
+    data = {name: spec for name, spec in asked.items() if spec is not None}
+    out, made = output_dir or Path(paper), reproducing.studies(paper, data=data, overrides=overrides or [])
+    if dry_run:
+        for name, study in made.items():
+            sweep_screens.estimated(study, output_dir=out / name / "runs", device=device, retry_failed=False)
+        return
+
+    def probe(base: str, runs: Path, task: str, limit: int | None) -> ProbeReport:
+        with terminal.MeasureProgress() as tell:
+            return probing.probe(base=base, tuned=str(runs), tasks=[task], limit=limit, device=device, tell=tell)
+
+    def sweep(study: Study, runs: Path) -> DataFrame:
+        return sweep_screens.sweep_with_progress(
+            study, output_dir=runs, device=device, keep_adapters=True, workers=workers
+        )
+
+    for published in reproducing.reproduce(
+        made, out, sweep=sweep, probe=probe, limit=limit, commands=[typed()]
+    ).values():
+        terminal.show_published(published)
 
 
 @app.command()
