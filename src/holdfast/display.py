@@ -1,7 +1,8 @@
 """How things are said to people: text from strangers made safe, so that no character of it acts unseen; times."""
 
+import html
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -28,6 +29,19 @@ def _acts_unseen(character: str) -> bool:
     number = ord(character)
     never = number & 0xFFFE == 0xFFFE or 0xFDD0 <= number <= 0xFDEF
     return never or unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"} or character in BIDI_CONTROLS
+
+
+def html_table(columns: Sequence[object], rows: Iterable[Sequence[object]], notes: Iterable[object] = ()) -> str:
+    """A table and what is to be noted of it, for a notebook; all of it is text and stays text."""
+
+    def said(cell: object) -> str:
+        return html.escape(str(visible(str(cell))))
+
+    head = "".join(f"<th>{said(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{said(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    listed = "".join(f"<li>{said(note)}</li>" for note in notes)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"{table}<ul>{listed}</ul>" if listed else table
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from holdfast import stats
+from holdfast.display import html_table
 from holdfast.errors import ConfigError, FitError
 from holdfast.fitting import Loss, Solution, identification, orthogonal_line, resampled_fits, separable_fit
 from holdfast.formulas import LAWS, LINE, Law
@@ -100,6 +101,20 @@ class Fit:
             dof=stats.unwrapped(self._dof(jacobian).reshape(shape)),
             extrapolates=stats.unwrapped(np.any(outside, axis=0)),
         )
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name, estimate in self.parameters.items():
+            low, high = (stats.rounded(end, estimate.stderr) for end in estimate.interval(0.9))
+            known = math.isfinite(estimate.stderr)
+            rows.append((name, estimate, f"{low} to {high}" if known else "none"))
+        notes = (
+            f"{self.law}: {self.quantity} = {LAWS[self.law].formula}",
+            f"{self.n_points} points of {self.n_runs} runs on {self.corpus}",
+            f"R² {self.r2:.3f}, residual {self.rmse:.2g}",
+            *self.warnings,
+        )
+        return html_table(("Constant", "Value", "90 % interval"), rows, notes)
 
     def _dof(self, jacobian: FloatArray) -> FloatArray:
         """Satterthwaite's degrees of freedom of predictions with this Jacobian (n, p), if runs differ as a whole.

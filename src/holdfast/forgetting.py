@@ -5,14 +5,13 @@ No torch: a report can be read, drawn and compared on a laptop.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from holdfast.display import visible
+from holdfast.display import html_table, visible
 from holdfast.evidence import UNMEASURABLE, CorpusReport, Verdict, joined
 from holdfast.stats import Estimate, rounded
 
@@ -168,12 +167,9 @@ class ForgettingReport:
 
     def _repr_html_(self) -> str:
         columns = ("Tuned model", "Text", "Forgetting, nats per token", "95 % interval", "Agreement", "Documents")
-        head = "".join(f"<th>{column}</th>" for column in columns)
-        body = ""
+        rows = []
         for checkpoint, text in self.rows():
             kl, (low, high) = text.kl_base_tuned, text.kl_base_tuned.interval()
             interval = f"{rounded(low, kl.stderr)} to {rounded(high, kl.stderr)}"
-            cells = (checkpoint.name, text.corpus, kl, interval, text.agreement, text.documents)
-            body += "<tr>" + "".join(f"<td>{html.escape(str(visible(str(cell))))}</td>" for cell in cells) + "</tr>"
-        notes = "".join(f"<li>{html.escape(str(visible(str(finding))))}</li>" for finding in self.findings)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><ul>{notes}</ul>"
+            rows.append((checkpoint.name, text.corpus, kl, interval, text.agreement, text.documents))
+        return html_table(columns, rows, self.findings)

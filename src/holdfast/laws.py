@@ -12,6 +12,7 @@ from typing import Any, Self
 import pandas as pd
 
 from holdfast import stats
+from holdfast.display import html_table
 from holdfast.fits import Fit, fit_law, fit_orthogonal_line, resample
 from holdfast.formulas import GROWTH, GROWTH_IN_STEPS, LAWS, LINE, MULTIPLICATIVE, STEPS, Law
 from holdfast.points import SKIP_FRACTION, names_of, points
@@ -55,6 +56,13 @@ class Laws:
     n_runs: int
     warnings: tuple[str, ...]
     """Of the study; each fit has its own."""
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for fit in (*self.lines.values(), *self.joint.values()):
+            constants = "; ".join(f"{name} {value}" for name, value in fit.parameters.items())
+            rows.append((fit.quantity, fit.law, constants, f"{fit.r2:.3f}"))
+        return html_table(("Quantity", "Law", "Constants", "R²"), rows, self.warnings)
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold, at full precision; nan becomes None."""

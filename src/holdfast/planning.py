@@ -18,6 +18,7 @@ from holdfast.choices import (
     undominated,
 )
 from holdfast.costs import Cost
+from holdfast.display import html_table
 from holdfast.errors import ConfigError
 from holdfast.laws import Fit, Laws
 from holdfast.stats import Estimate, Prediction, as_dict, rounded, t_quantile
@@ -80,6 +81,19 @@ class Plan:
 
     def __str__(self) -> str:
         return "\n".join([*self.reasons, *(f"Note: {warning}." for warning in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        over = self.probability_over_budget
+        rows = [
+            ("Rank", self.r),
+            ("Steps", f"{self.steps:,}"),
+            ("Trainable parameters", f"{self.trainable_params:,}"),
+            ("Forgetting, nats per token", _expected(self.forgetting)),
+            ("Target loss, nats per token", _expected(self.target_nll)),
+            ("Chance of exceeding the budget", _chance(over)),
+        ]
+        head = ("Recommended" if self.feasible else "Not feasible; the nearest miss", "")
+        return html_table(head, rows, (*self.reasons, *self.warnings))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold; nan becomes None."""
@@ -320,6 +334,18 @@ def _rank_against_steps(fit: Fit) -> list[str]:
 def _exponent(estimate: Estimate) -> str:
     low, high = (rounded(end, estimate.stderr) for end in estimate.interval(LEVEL))
     return f"{rounded(estimate.value, estimate.stderr)} ({_percent(LEVEL)} interval {low} to {high})"
+
+
+def _expected(prediction: Prediction) -> str:
+    """Where the law lies, with its interval."""
+    error = float(prediction.stderr)
+    low, high = (rounded(float(end), error) for end in prediction.interval(LEVEL))
+    ends = f"{_percent(LEVEL)} interval {low} to {high}" if math.isfinite(error) else "no interval"
+    return f"{rounded(float(prediction.mean), error)} ({ends})"
+
+
+def _chance(over: float | None) -> str:
+    return "no budget" if over is None else "unknown" if math.isnan(over) else _percent(over)
 
 
 def _percent(share: float) -> str:
