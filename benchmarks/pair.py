@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from holdfast import adapters, meter, models
-from holdfast.config import Adapter
 from holdfast.corpora import Block, read_corpus
+from holdfast.methods import Lora
 
 BASE = "builtin:smollm2"
 CONTEXT = 512
@@ -28,7 +28,7 @@ SIZE = 0.3
 
 def write_adapter(folder: Path, *, r: int = 16, scale: float = 1.0) -> Path:
     """A PEFT folder; `scale` times the update of scale 1."""
-    tuned = adapters.attach_adapter(models.load_base(BASE, dtype="float32", device="cpu"), Adapter(r=r), seed=7)
+    tuned = adapters.attach_adapter(models.load_base(BASE, dtype="float32", device="cpu"), Lora(r=r), seed=7)
     g = torch.Generator().manual_seed(11)
     for name, parameter in sorted(tuned.named_parameters()):
         if "lora_B" in name:

@@ -6,7 +6,14 @@ from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
 install_import_hook(
-    ["holdfast.kernels", "holdfast.metrics", "holdfast.meter", "holdfast.evidence", "holdfast.training"],
+    [
+        "holdfast.kernels",
+        "holdfast.metrics",
+        "holdfast.meter",
+        "holdfast.evidence",
+        "holdfast.losses",
+        "holdfast.training",
+    ],
     "beartype.beartype",
 )
 

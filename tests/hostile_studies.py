@@ -26,6 +26,9 @@ def studies() -> Iterator[Study]:
         assert old in BODY
         kind = {"unknown key": "unknown keys", "got nothing": "missing keys"}.get(got, "values")
         yield _study(kind, BODY.replace(old, new, 1), line, key, got, expected, alone=False)
+    for own, line, key, got, expected in OWN:
+        text = BODY.replace("  r: 16\n  lora_alpha: 1", own)
+        yield _study("PEFT's own keys", text, line, key, got, expected, alone=False)
     for grid, line, key, got, expected in GRIDS:
         yield _study("grids", f"{BODY}grid:{grid}\n", line, key, got, expected, alone=False)
     for override, place, key, got, expected in OVERRIDDEN:
@@ -119,6 +122,56 @@ EDITED = [
     ("r: 16", "r: -4", 8, "adapter.r", "got -4", "at least 1"),
     ("r: 16", "r: 0x" + "f" * 90, 8, "adapter.r", "got a huge number", "expected"),
     ("lora_alpha: 1", "method: LoRa", 9, "adapter.method", "got 'LoRa'", "did you mean 'lora'?"),
+    ("lora_alpha: 1", "method: 3", 9, "adapter.method", "got 3", "'lora' or 'full' or 'top-layers'"),
+    ("lora_alpha: 1", "method: null", 9, "adapter.method", "got null", "'lora' or 'full' or 'top-layers'"),
+    ("lora_alpha: 1", "method: full", 8, "adapter.r", "unknown key", "expected one of method; 'r' is of method lora"),
+    ("lora_alpha: 1", "layers: 3", 9, "adapter.layers", "unknown key", "'layers' is of method top-layers"),
+    ("lora_alpha: 1", "r_: 3", 9, "adapter.r_", "unknown key", "did you mean 'r'?"),
+    ("  r: 16\n  lora_alpha: 1", "  method: top-layers\n  layers: 0", 9, "adapter.layers", "got 0", "at least 1"),
+    ("  r: 16\n  lora_alpha: 1", "  method: top-layers\n  layer: 1", 9, "adapter.layer", "unknown", "mean 'layers'?"),
+    ("  r: 16\n  lora_alpha: 1", "  method: top-layers", 7, "adapter.layers", "got nothing", "Decoder blocks"),
+    (
+        "  r: 16\n  lora_alpha: 1",
+        "  method: ia3\n  target_modules: []",
+        9,
+        "adapter.target_modules",
+        "got []",
+        "1 item",
+    ),
+    (
+        "  r: 16\n  lora_alpha: 1",
+        "  method: ia3\n  feedforward_modules: [up_proj]",
+        9,
+        "adapter.feedforward_modules",
+        "got ['up_proj']",
+        "some of target_modules",
+    ),
+    ("  r: 16\n  lora_alpha: 1", "  method: peft", 7, "adapter.peft_type", "got nothing", "PEFT's name"),
+    ("  r: 16\n  lora_alpha: 1", "  method: peft\n  peft_type: 3", 9, "adapter.peft_type", "got 3", "text"),
+    (
+        "  r: 16\n  lora_alpha: 1",
+        "  method: peft\n  peft_type: OFT\n  config: 3",
+        10,
+        "adapter.config",
+        "got 3",
+        "a mapping",
+    ),
+    (
+        "  r: 16\n  lora_alpha: 1",
+        "  method: peft\n  peft_type: OFT\n  config:\n    r: .nan",
+        10,
+        "adapter.config",
+        "got a mapping",
+        "values that JSON can hold",
+    ),
+    (
+        "  r: 16\n  lora_alpha: 1",
+        "  method: peft\n  peft_type: OFT\n  config:\n    r: 2024-01-02",
+        11,
+        "adapter.config.r",
+        "got 2024-01-02",
+        "a value that JSON can hold",
+    ),
     ("lora_alpha: 1", "lora_alpha: 0", 9, "adapter.lora_alpha", "got 0", "greater than 0"),
     ("lora_alpha: 1", "lora_dropout: 1", 9, "adapter.lora_dropout", "got 1", "less than 1"),
     ("lora_alpha: 1", "lora_dropout: -.1", 9, "adapter.lora_dropout", "got -0.1", "at least 0"),
@@ -140,12 +193,44 @@ EDITED = [
     ("seed: 0", "gradient_accumulation_steps: 0", 16, "gradient_accumulation_steps", "got 0", "at least 1"),
 ]
 
+# What only PEFT knows is told at the same places, once its types are loaded.
+PEFT = "  method: peft\n  peft_type: LORA\n  config:\n    r: 8\n    "
+OWN = [
+    ("  method: peft\n  peft_type: LORRA", 9, "adapter.peft_type", "got 'LORRA'", "did you mean 'LORA'?"),
+    ("  method: peft\n  peft_type: oft", 9, "adapter.peft_type", "got 'oft'", "did you mean 'OFT'?"),
+    ("  method: peft\n  peft_type: ADALORA", 9, "adapter.peft_type", "got 'ADALORA'", "one loop over the loss trains"),
+    ("  method: peft\n  peft_type: X-LORA", 9, "adapter.peft_type", "got 'X-LORA'", "one of ADAMSS, BEFT"),
+    (PEFT + "use_dorra: true", 12, "adapter.config.use_dorra", "unknown key", "did you mean 'use_dora'?"),
+    (PEFT + "inference_mode: true", 12, "adapter.config.inference_mode", "unknown key", "a field of LoraConfig"),
+    (PEFT + "use_dora: 1", 12, "adapter.config.use_dora", "got 1", "a valid boolean"),
+    (PEFT + "bias: some", 12, "adapter.config.bias", "got 'some'", "'none', 'all' or 'lora_only'"),
+    (PEFT + "lora_alpha: '8'", 12, "adapter.config.lora_alpha", "got '8'", "a valid integer"),
+    (PEFT + "target_modules: 3", 12, "adapter.config.target_modules", "got 3", "a valid"),
+    (PEFT + "init_lora_weights: pisa", 12, "adapter.config.init_lora_weights", "got 'pisa'", "'pissa'"),
+    (
+        PEFT + "init_lora_weights: pissa_niter_4",
+        12, "adapter.config.init_lora_weights", "got 'pissa_niter_4'", "that PEFT can repeat",
+    ),
+    (PEFT + "init_lora_weights: eva", 12, "adapter.config.init_lora_weights", "got 'eva'", "that PEFT can repeat"),
+    (
+        "  method: peft\n  peft_type: LORA\n  config:\n    layers_pattern: h",
+        10, "adapter.config", "fields that PEFT refuses", "ones it takes",
+    ),
+]  # fmt: skip
+
 GRIDS = [
     (" 3", 17, "grid", "got 3", "a mapping"),
     (" [adapter.r]", 17, "grid", "got ['adapter.r']", "a mapping"),
     ("\n  adapter.rank: [4]", 18, "grid.adapter.rank", "unknown key", "did you mean 'adapter.r'?"),
     ("\n  lr: [4]", 18, "grid.lr", "unknown key", "did you mean 'optimizer.learning_rate'?"),
-    ("\n  adapter: {r: [4]}", 18, "grid.adapter", "unknown key", "did you mean 'adapter.r'?"),
+    ("\n  adapter: {r: [4]}", 18, "grid.adapter", "got a mapping", "a list of at least one value"),
+    ("\n  adapter:\n  - {r: 4}\n  - {rank: 4}", 20, "grid.adapter.rank", "unknown key", "did you mean 'r'?"),
+    ("\n  adapter:\n  - {r: 4}\n  - {method: al}", 20, "grid.adapter.method", "got 'al'", "'lora' or 'full'"),
+    ("\n  adapter:\n  - {r: 4}\n  - 3", 20, "grid.adapter", "got 3", "a mapping"),
+    ("\n  adapter.layers: [1, 2]", 18, "grid.adapter.layers", "unknown key", "'layers' is of method top-layers"),
+    ("\n  adapter.method:\n  - lora\n  - foo", 20, "grid.adapter.method", "got 'foo'", "'lora' or 'full'"),
+    ("\n  adapter.config.r: [1]", 18, "grid.adapter.config.r", "unknown key", "'config' is of method peft"),
+    ("\n  adapter.confg.r: [1]", 18, "grid.adapter.confg.r", "unknown key", "a dotted key of the study"),
     ("\n  adapter.r: []", 18, "grid.adapter.r", "got []", "a list of at least one value"),
     ("\n  adapter.r: 4", 18, "grid.adapter.r", "got 4", "a list of at least one value"),
     ("\n  adapter.r:\n  - 4\n  - x", 20, "grid.adapter.r", "got 'x'", "a whole number"),

@@ -127,11 +127,11 @@ def typed(arguments, folder, endpoint):
 
 def test_a_card_is_written_beside_an_adapter_and_sent_only_when_asked(tiny: Path, kelp: Path, tmp_path: Path, hub):
     from holdfast import adapters, models
-    from holdfast.config import Adapter
+    from holdfast.methods import Lora
 
     endpoint, heard = hub
     base = models.load_base(str(tiny), dtype="float32", device="cpu")
-    tuned = adapters.attach_adapter(base, Adapter(r=2), seed=0)
+    tuned = adapters.attach_adapter(base, Lora(r=2), seed=0)
     adapters.save_adapter(tuned, tmp_path / "adapter")
     asked = ["card", tiny, tmp_path / "adapter", "--text", kelp, "--dtype", "float32", "--context", 32]
     done = typed(asked, tmp_path, endpoint)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from holdfast import adapters, checkpoints, training
-from holdfast.config import Adapter, Measure, Optimizer, RunConfig, Target
+from holdfast.config import Measure, Optimizer, RunConfig, Target
 from holdfast.errors import Interrupted, ModelError
+from holdfast.methods import Lora
 from holdfast.store import Measurement
 from holdfast.training import Ledger, Workbench
 
@@ -19,7 +20,7 @@ def config(request: pytest.FixtureRequest, tiny: Path, texts: tuple[Path, Path])
     """With all that could be lost on the way: dropout, accumulation, a schedule, and more than two epochs."""
     return RunConfig(
         model=str(tiny), dtype="float32", target=Target(data=str(texts[0]), held_out=8), retain=(str(texts[1]),),
-        adapter=Adapter(r=4, lora_alpha=8.0, lora_dropout=0.2), steps=12, batch_size=2, gradient_accumulation_steps=2,
+        adapter=Lora(r=4, lora_alpha=8.0, lora_dropout=0.2), steps=12, batch_size=2, gradient_accumulation_steps=2,
         optimizer=Optimizer(name=request.param, learning_rate=3e-3, schedule="cosine", warmup_steps=3), context=48,
         measure=Measure(points=4, first=2, documents=4), seed=5,
     )  # fmt: skip
@@ -148,7 +149,7 @@ def test_the_one_before_goes_when_the_next_is_verified(saved: tuple[Trial, Path]
 def test_a_checkpoint_of_another_run_is_refused(config: RunConfig, saved: tuple[Trial, Path]) -> None:
     _, folder = saved
     start = checkpoints.newest(folder, at_most=12)
-    other = Trial(config.model_copy(update={"adapter": Adapter(r=2)}))
+    other = Trial(config.model_copy(update={"adapter": Lora(r=2)}))
     with pytest.raises(ModelError, match="checkpoint of other parameters"):
         other.run(start=start, until=None, folder=folder)
 
@@ -163,7 +164,7 @@ def test_out_of_memory_halves_the_rows_and_nothing_else(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine with room for one row at a time learns what one with room for all does, and goes on from there."""
-    roomy = config.model_copy(update={"adapter": Adapter(r=4, lora_alpha=8.0), "batch_size": 4})
+    roomy = config.model_copy(update={"adapter": Lora(r=4, lora_alpha=8.0), "batch_size": 4})
     expected = Trial(roomy).run(start=None, until=None, folder=tmp_path / "whole")
     batch_loss, tried = training.batch_loss, []
 

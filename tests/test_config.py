@@ -12,8 +12,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.config import Adapter, Measure, Optimizer, RunConfig, Study, Target, read_study, study_schema
+from holdfast.config import Measure, Optimizer, RunConfig, Study, Target, read_study
 from holdfast.errors import ConfigError
+from holdfast.methods import Full, Ia3, Lora, Peft, TopLayers
+from holdfast.schemas import study_schema
 
 BODY = """\
 model: builtin:smollm2
@@ -52,7 +54,7 @@ def test_a_study_without_a_grid_is_one_run(tmp_path: Path) -> None:
             dtype="float32",
             target=Target(data="builtin:gsm8k", held_out=16),
             retain=("builtin:wikipedia",),
-            adapter=Adapter(r=16),
+            adapter=Lora(r=16),
             optimizer=Optimizer(learning_rate=0.001, warmup_steps=4),
             steps=64,
             batch_size=8,
@@ -86,6 +88,57 @@ GOOD = [
 def test_good_values(tmp_path: Path, old: str, new: str, section: str, expected: dict[str, object]) -> None:
     (run,) = read(tmp_path, BODY.replace(old, new)).runs
     assert {key: value for key, value in getattr(run, section) if key in expected} == expected
+
+
+METHODS = [
+    ("{r: 2500, target_modules: [q_proj, v_proj]}", Lora(r=2500, target_modules=("q_proj", "v_proj"))),
+    ("{method: lora, r: 4}", Lora(r=4)),
+    ("{method: full}", Full(method="full")),
+    ("{method: top-layers, layers: 3}", TopLayers(method="top-layers", layers=3)),
+    ("{method: ia3}", Ia3(method="ia3")),
+    (
+        "{method: ia3, target_modules: [fc1, fc2], feedforward_modules: [fc2]}",
+        Ia3(method="ia3", target_modules=("fc1", "fc2"), feedforward_modules=("fc2",)),
+    ),
+    (
+        "{method: peft, peft_type: LORA, config: {use_dora: true, r: 8, target_modules: [q_proj]}}",
+        Peft(method="peft", peft_type="LORA", config={"r": 8, "target_modules": ["q_proj"], "use_dora": True}),
+    ),
+]
+
+
+@pytest.mark.parametrize(("written", "expected"), METHODS)
+def test_every_method_is_read(tmp_path: Path, written: str, expected: object) -> None:
+    text = BODY.replace("adapter:\n  r: 16\n  lora_alpha: 1\n", f"adapter: {written}\n")
+    (run,) = read(tmp_path, text).runs
+    assert run.adapter == expected
+    assert RunConfig.model_validate_json(run.canonical()) == run
+    assert len({run, RunConfig.model_validate_json(run.canonical())}) == 1
+    jsonschema.Draft202012Validator(study_schema()).validate(read(tmp_path, text).raw)
+
+
+def test_a_grid_varies_any_key_of_a_method_or_the_method_as_a_whole(tmp_path: Path) -> None:
+    bare = BODY.replace("adapter:\n  r: 16\n  lora_alpha: 1\n", "")
+    whole = bare + "grid:\n  seed: [0, 1]\n  adapter: [{r: 4}, {method: full}, {method: top-layers, layers: 2}]\n"
+    found = [(run.adapter, run.seed) for run in read(tmp_path, whole).runs]
+    each = [Lora(r=4), Full(method="full"), TopLayers(method="top-layers", layers=2)]
+    assert found == [(adapter, seed) for seed in (0, 1) for adapter in each]
+    mixed = bare + "grid:\n  adapter.lora_alpha: [1, 2]\n  adapter: [{r: 4}, {r: 8}]\n"
+    assert [(run.adapter.r, run.adapter.lora_alpha) for run in read(tmp_path, mixed).runs] == [
+        (4, 1.0), (8, 1.0), (4, 2.0), (8, 2.0),
+    ]  # fmt: skip
+    layers = f"{bare}adapter: {{method: top-layers}}\ngrid: {{adapter.layers: [1, 3]}}\n"
+    assert [run.adapter.layers for run in read(tmp_path, layers).runs] == [1, 3]
+    plain = f"{bare}grid: {{adapter.method: [full, ia3]}}\n"
+    assert [run.adapter.method for run in read(tmp_path, plain).runs] == ["full", "ia3"]
+    own = (
+        f"{bare}adapter: {{method: peft, peft_type: OFT, config: {{r: 2, u: 0}}}}\ngrid: {{adapter.config.r: [4, 8]}}\n"
+    )
+    assert [run.adapter.config for run in read(tmp_path, own).runs] == [{"r": 4, "u": 0}, {"r": 8, "u": 0}]
+    assert [run.adapter.config["r"] for run in read(tmp_path, own, "adapter.config.r=3").runs] == [3]
+    validator = jsonschema.Draft202012Validator(study_schema())
+    for text in (whole, mixed, layers, plain, own):
+        validator.validate(read(tmp_path, text).raw)
 
 
 def test_overrides_apply_in_order_and_pin_what_the_grid_varies(tmp_path: Path) -> None:
@@ -136,12 +189,21 @@ runs = st.builds(
     target=st.builds(Target, data=words.map("target ".__add__), held_out=st.integers(2, 99)),
     retain=names,
     adapter=st.builds(
-        Adapter,
+        Lora,
         r=st.integers(1, 4096),
         lora_alpha=numbers | st.integers(1, 64),
         use_rslora=st.booleans(),
         target_modules=names | st.just("all-linear"),
         lora_dropout=st.sampled_from([0.0, -0.0, 0, 0.1]),
+    )
+    | st.just(Full(method="full"))
+    | st.builds(TopLayers, method=st.just("top-layers"), layers=st.integers(1, 99))
+    | names.map(lambda each: Ia3(method="ia3", target_modules=each, feedforward_modules=each[:1]))
+    | st.builds(
+        Peft,
+        method=st.just("peft"),
+        peft_type=words,
+        config=st.dictionaries(words, numbers | st.booleans() | names.map(list)),
     ),
     optimizer=st.builds(
         Optimizer,
@@ -182,6 +244,8 @@ def test_the_name_changes_if_and_only_if_a_field_does(one: RunConfig, other: Run
     assert (mixed.name == one.name) == (getattr(one, field) == getattr(other, field))
     section = data.draw(st.sampled_from(["target", "adapter", "optimizer", "measure"]))
     part, donor = getattr(one, section), getattr(other, section)
+    if type(part) is not type(donor):
+        return
     leaf = data.draw(st.sampled_from(sorted(type(part).model_fields)))
     mixed = one.model_copy(update={section: part.model_copy(update={leaf: getattr(donor, leaf)})})
     assert (mixed.name == one.name) == (getattr(part, leaf) == getattr(donor, leaf))
@@ -233,13 +297,18 @@ def test_the_schema_agrees_with_the_reader(tmp_path: Path) -> None:
         less,
         dict(good, x=1),
         dict(good, adapter={"r": 0}),
+        dict(good, adapter={"method": "full", "r": 4}),
+        dict(good, adapter={"method": "top-layers"}),
+        dict(good, adapter={"layers": 2}),
+        dict(good, adapter={"method": "peft", "config": {}}),
+        dict(less, grid={"adapter.layers": [1]}),
         dict(good, grid={"adapter": [1]}),
         dict(good, grid={"steps": []}),
     ):
         assert not validator.is_valid(study)
     described = [
         *schema["properties"].values(),
-        *(p for d in schema["$defs"].values() for p in d["properties"].values()),
+        *(p for d in schema["$defs"].values() for p in d.get("properties", {}).values()),
     ]
     assert all(field.get("description") or "$ref" in field for field in described)
 

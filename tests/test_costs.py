@@ -36,6 +36,7 @@ def test_operations_are_those_that_torch_counts(r):
 
 def test_full_fine_tuning_is_six_per_parameter_and_adapters_two_thirds_of_it():
     assert flop_per_token(base_params=0, trainable_params=7e9) == 6 * 7e9
+    assert flop_per_token(base_params=1, trainable_params=1, forward_params=1) == 4 + 6 + 2
     assert flop_per_token(base_params=7e9, trainable_params=7e6) == pytest.approx(6 * 7e9 * 2 / 3, rel=2e-3)
 
 
@@ -73,6 +74,11 @@ def test_a_time_is_told_as_a_person_says_it(seconds, told):
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["tokens_per_step", "base_params", "seconds_per_token"])
 def test_sizes_and_speeds_that_cannot_be_are_refused(name, value):
+    if name == "base_params" and value == 0:  # nothing is frozen in full fine-tuning
+        assert cost(
+            steps=1, tokens_per_step=2, trainable_params=3, base_params=0, seconds_per_token=None
+        ).flop == 36  # fmt: skip
+        return
     known = {"tokens_per_step": 512, "base_params": 1e6, "seconds_per_token": 0.01}
     with pytest.raises(ConfigError, match=f"got {name} {value}, expected a positive number"):
         cost(steps=10, trainable_params=1, **known | {name: value})

@@ -10,6 +10,19 @@ from holdfast import files
 from holdfast.errors import ResourceError, StoreError
 
 
+def test_a_folder_that_another_process_makes_first_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slower(path: Path) -> None:
+        path.mkdir()
+        raise FileExistsError(17, "File exists", str(path))
+
+    monkeypatch.setattr(files, "_mkdir", slower)
+    files.make_folder(tmp_path / "runs")
+    assert (tmp_path / "runs").is_dir()
+    monkeypatch.setattr(files, "_mkdir", lambda path: (path.touch(), slower(tmp_path / "x")))
+    with pytest.raises(FileExistsError):
+        files.make_folder(tmp_path / "file")
+
+
 def test_an_object_comes_back_and_a_refused_one_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     files.write_json(path, {"b": 0.1, "c": ["ü", None]})

@@ -86,11 +86,11 @@ def test_what_nobody_foresaw_of_the_machine_is_no_bug_of_ours(tmp_path: Path, mo
     """Out of memory or files anywhere ends in a sentence; what may be our own mistake ends in a traceback."""
     for error, said in ((MemoryError("8 GiB"), "out of memory"), (OSError(24, "Too many open files"), "Too many")):
         with monkeypatch.context() as patch:
-            patch.setattr("holdfast.config.study_schema", raising(error))
+            patch.setattr("holdfast.schemas.study_schema", raising(error))
             answer = command("schema", folder=tmp_path)
         assert (answer.code, answer.out) == (5, "")
         assert said in answer.err
-    monkeypatch.setattr("holdfast.config.study_schema", raising(FileNotFoundError(2, "ours")))
+    monkeypatch.setattr("holdfast.schemas.study_schema", raising(FileNotFoundError(2, "ours")))
     with pytest.raises(FileNotFoundError):
         command("schema", folder=tmp_path)
 

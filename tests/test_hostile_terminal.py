@@ -9,10 +9,11 @@ import pytest
 
 import measured
 from holdfast import law_screens, probe_screens, progress, publishing, sweep_screens, tables, terminal
-from holdfast.config import Adapter, Optimizer, RunConfig, Target
+from holdfast.config import Optimizer, RunConfig, Target
 from holdfast.display import BIDI_CONTROLS, visible
 from holdfast.errors import DataError
 from holdfast.forgetting import Finding
+from holdfast.methods import Lora
 from holdfast.sweeps import Progress
 from holdfast.training import Event
 from hostile import SECTION
@@ -41,7 +42,7 @@ def squeezed(text: str) -> str:
 
 
 RUN = RunConfig(
-    model="m", dtype="float32", target=Target(data="t"), retain=("r",), adapter=Adapter(r=2),
+    model="m", dtype="float32", target=Target(data="t"), retain=("r",), adapter=Lora(r=2),
     optimizer=Optimizer(learning_rate=1e-3), steps=4, batch_size=1, context=8,
 )  # fmt: skip
 

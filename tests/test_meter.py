@@ -9,16 +9,16 @@ import torch
 
 import naive
 from holdfast import adapters, meter, models
-from holdfast.config import Adapter
 from holdfast.corpora import Corpus, read_corpus
 from holdfast.errors import ModelError
+from holdfast.methods import Lora
 from holdfast.store import QUANTITIES
 
 
 @pytest.fixture
 def adapter(tiny: Path, tmp_path: Path) -> Path:
     """A trained-looking adapter of the tiny model, as a PEFT folder."""
-    tuned = adapters.attach_adapter(models.load_base(str(tiny), dtype="float32", device="cpu"), Adapter(r=4), seed=1)
+    tuned = adapters.attach_adapter(models.load_base(str(tiny), dtype="float32", device="cpu"), Lora(r=4), seed=1)
     torch.manual_seed(5)
     for parameter in tuned.parameters():
         if parameter.requires_grad:
@@ -63,7 +63,7 @@ def test_an_untouched_adapter_has_forgotten_exactly_nothing(dtype: str, tiny: Pa
         meter.observe_base(base, read_corpus(str(path)), role="retain", tokenizer=tokenizer, context=32)
         for path in texts
     ]
-    tuned = adapters.attach_adapter(base, Adapter(r=4), seed=1)
+    tuned = adapters.attach_adapter(base, Lora(r=4), seed=1)
     for part in observed:
         report = meter.measure_on(tuned, part)
         assert (report.sums["kl_base_tuned"] == 0).all()
@@ -95,7 +95,7 @@ def test_measuring_leaves_a_model_in_training_alone(tiny: Path, texts: tuple[Pat
     observed = meter.observe_base(
         base, read_corpus(str(texts[1])), role="retain", tokenizer=models.load_tokenizer(str(tiny)), context=32
     )
-    tuned = adapters.attach_adapter(base, Adapter(r=4, lora_dropout=0.5), seed=1)
+    tuned = adapters.attach_adapter(base, Lora(r=4, lora_dropout=0.5), seed=1)
     tuned.enable_input_require_grads()
     tuned.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     tuned.train()
@@ -125,7 +125,7 @@ def test_nan_from_a_model_is_an_error_and_not_a_number(tiny: Path, texts: tuple[
     observed = meter.observe_base(
         base, read_corpus(str(texts[1])), role="retain", tokenizer=models.load_tokenizer(str(tiny)), context=32
     )
-    tuned = adapters.attach_adapter(base, Adapter(r=4), seed=1)
+    tuned = adapters.attach_adapter(base, Lora(r=4), seed=1)
     with torch.no_grad():
         next(p for p in tuned.parameters() if p.requires_grad).fill_(torch.nan)
     with pytest.raises(ModelError, match=r"NaN or infinity from the tuned model.*on kelp"):

@@ -10,9 +10,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 import measured
 from holdfast import files, publishing
-from holdfast.config import Adapter, Optimizer, RunConfig, Target
+from holdfast.config import Optimizer, RunConfig, Target
 from holdfast.display import visible
 from holdfast.errors import DataError, ResourceError, StoreError
+from holdfast.methods import Lora
 from holdfast.publishing import RELOAD_S, Published, keep_current, publish, publish_measurement
 from holdfast.store import Measurement, owning
 from payloads import PAYLOADS
@@ -21,7 +22,7 @@ from payloads import PAYLOADS
 def made(root: Path, *, r: int, end: str = "done", points: int = 6) -> None:
     """A run whose target loss falls and whose forgetting rises along a line."""
     config = RunConfig(
-        model="m", dtype="float32", target=Target(data="learn"), retain=("keep",), adapter=Adapter(r=r), steps=60,
+        model="m", dtype="float32", target=Target(data="learn"), retain=("keep",), adapter=Lora(r=r), steps=60,
         optimizer=Optimizer(learning_rate=1e-3), batch_size=1, context=16,
     )  # fmt: skip
     origin = {"trainable_params": 100 * r, "versions": {"torch": "2.13.0"}, "device": f"machine {r % 2}"}

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from holdfast import store
-from holdfast.config import Adapter, Optimizer, RunConfig, Target
+from holdfast.config import Optimizer, RunConfig, Target
 from holdfast.errors import ResourceError, StoreError
+from holdfast.methods import Lora
 from holdfast.store import QUANTITIES, Measurement, owning
 
 
 def config(r: int = 4) -> RunConfig:
     return RunConfig(
-        model="m", dtype="float32", target=Target(data="learn"), retain=("keep",), adapter=Adapter(r=r), steps=4,
+        model="m", dtype="float32", target=Target(data="learn"), retain=("keep",), adapter=Lora(r=r), steps=4,
         optimizer=Optimizer(learning_rate=1e-3), batch_size=1, context=16,
     )  # fmt: skip
 

@@ -340,6 +340,7 @@ def _characters(documents: Corpus) -> int:
 def _load(candidate: Candidate, reference: _Reference) -> tuple[Base | Tuned, bool, tuple[Finding, ...]]:
     """A tuned model, whether its adapter was merged, and what its own weights gave away."""
     if not candidate.adapter:
+        adapters.check_unchanged(candidate.path)
         model = models.load_base(str(candidate.path), dtype=reference.dtype, device=reference.device)
         return model, False, ()
     standing = models.load_base(

@@ -143,12 +143,13 @@ def set_random_state(states: Mapping[str, Tensor], tuned: Tuned) -> None:
         torch.cuda.set_rng_state(states["cuda"], tuned.device)
 
 
-def most_bytes(trainable_params: int) -> int:
+def most_bytes(trainable_params: int, result_bytes: int) -> int:
     """Most that a run takes on disk at any time: two snapshots, the newer not verified yet, or one and the result.
 
     A snapshot is float32 parameters and two moments of each.
     """
-    return 2 * (12 * trainable_params + 2**20)
+    snapshot = 12 * trainable_params + 2**20
+    return snapshot + max(snapshot, result_bytes)
 
 
 def _trainable(tuned: Tuned) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -285,7 +285,7 @@ def schema(output: Annotated[Path | None, typer.Argument(help="File to write; de
 
     Example: `holdfast schema study.schema.json`, then `# yaml-language-server: $schema=study.schema.json` in the study.
     """
-    from holdfast.config import study_schema
+    from holdfast.schemas import study_schema
 
     text = json.dumps(study_schema(), indent=2) + "\n"
     if output is None:

@@ -4,6 +4,7 @@ A `RunConfig` holds exactly what can change a run's numbers; its hash is the run
 fields plus `grid`, lists of values whose product gives the runs.
 """
 
+import copy
 import hashlib
 import itertools
 import json
@@ -13,56 +14,22 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Tag, ValidationError, ValidationInfo
+from pydantic import BaseModel, ValidationError, ValidationInfo
 from pydantic.fields import Field, FieldInfo
 from pydantic.functional_validators import field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from holdfast.errors import ConfigError
+from holdfast.methods import METHODS, Adapter, Count, Names, Number, Part, Text, method_of
 from holdfast.mistakes import Key, Mistakes, Place, alike, clip, read_text, show
 
 MAX_RUNS = 10_000
 """Most runs one grid may give."""
 
 
-def _plain(text: str) -> str:
-    if not text or text != text.strip() or not text.isprintable():
-        raise ValueError("printable text without spaces around it")
-    return text
-
-
-def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) < len(names):
-        raise ValueError("each name once")
-    return names
-
-
-def _modules_kind(value: object) -> str | None:
-    return "word" if value == "all-linear" else "names" if isinstance(value, list | tuple) else None
-
-
-Text = Annotated[str, AfterValidator(_plain)]
-# A list is what YAML and JSON can write; the items stay strict. -0.0 becomes 0.0: equal values must share a name.
-Names = Annotated[tuple[Text, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
-Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
-Number = Annotated[float, Field(allow_inf_nan=False), AfterValidator(lambda number: number + 0.0)]
-Modules = Annotated[
-    Annotated[Literal["all-linear"], Tag("word")] | Annotated[Names, Tag("names")],
-    Discriminator(
-        _modules_kind,
-        custom_error_type="modules",
-        custom_error_message="'all-linear' or a list of module names",
-    ),
-]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, defer_build=True)
-
-
-class Target(_Part):
+class Target(Part):
     """What the model is taught."""
 
     data: Text = Field(
@@ -71,18 +38,7 @@ class Target(_Part):
     held_out: int = Field(default=64, ge=2, description="Documents measured and never trained on.")
 
 
-class Adapter(_Part):
-    """The parameters that are trained, named as in PEFT."""
-
-    method: Literal["lora"] = Field(default="lora", description="How the model is adapted.")
-    r: Count = Field(description="Rank of the low-rank update.")
-    lora_alpha: Number = Field(default=1.0, gt=0, description="Numerator of the update's scale; 1 in the paper.")
-    use_rslora: bool = Field(default=True, description="Scale by lora_alpha / sqrt(r), as the paper, not / r.")
-    target_modules: Modules = Field(default="all-linear", description="Linear maps that are updated: all, or names.")
-    lora_dropout: Number = Field(default=0.0, ge=0, lt=1, description="Dropout on the update's input, in training.")
-
-
-class Optimizer(_Part):
+class Optimizer(Part):
     """How the parameters move."""
 
     name: Literal["adamw", "adafactor"] = Field(default="adamw", description="Update rule; the paper's is adafactor.")
@@ -93,7 +49,7 @@ class Optimizer(_Part):
     max_grad_norm: Annotated[Number, Field(gt=0)] | None = Field(default=1.0, description="Norm to clip gradients to.")
 
 
-class Measure(_Part):
+class Measure(Part):
     """When and on how much text forgetting is measured."""
 
     points: int = Field(default=10, ge=1, le=1000, description="Measurements after step 0, spaced geometrically.")
@@ -101,7 +57,7 @@ class Measure(_Part):
     documents: int | None = Field(default=32, ge=2, description="Documents per retained text; null takes all of them.")
 
 
-class RunConfig(_Part):
+class RunConfig(Part):
     """Exactly what can change the numbers of one run, and nothing else.
 
     Two configs are equal if and only if their names are: -0.0 reads as 0.0, and 1 as 1.0 where a real number is
@@ -112,7 +68,7 @@ class RunConfig(_Part):
     dtype: Literal["auto", "bfloat16", "float32"] = Field(default="auto", description="Numerics; auto: the machine's.")
     target: Target = Field(description="What the model is taught.")
     retain: Names = Field(description="Texts on which forgetting is measured.")
-    adapter: Adapter = Field(description="The parameters that are trained.")
+    adapter: Adapter = Field(description="How the model is fine-tuned: which parameters are trained.")
     # Before the sections that are checked against it: pydantic shows a validator only the fields above its own.
     steps: Count = Field(description="Update steps.")
     optimizer: Optimizer = Field(description="How the parameters move.")
@@ -183,6 +139,8 @@ class Study:
     """Distinct configs, one per cell of the grid."""
     raw: Mapping[str, Any]
     """The file as written, overrides applied."""
+    places: Mapping[Key, Place]
+    """Where each value was written."""
 
 
 def _walk(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -190,10 +148,19 @@ def _walk(part: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldI
         yield prefix + name, info
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from _walk(info.annotation, f"{prefix}{name}.")
+        elif name == "adapter":
+            for method in reversed(METHODS.values()):  # of fields that several have, the first one's stays
+                yield from _walk(method, "adapter.")
 
 
-_FIELDS = dict(_walk(RunConfig))
-_LEAVES = [key for key in _FIELDS if not any(other.startswith(key + ".") for other in _FIELDS)]
+FIELDS = dict(_walk(RunConfig))
+"""Every key of a study by its dotted name, sections among them."""
+LEAVES = [key for key in FIELDS if not any(other.startswith(key + ".") for other in FIELDS)]
+"""Those that hold a value."""
+_WHOLE = ("adapter",)
+"""Sections that a grid may give as a whole, beside their keys: methods do not have the same."""
+OWN = "adapter.config."
+"""Before a name that is a library's."""
 # What other trainers call the same thing.
 _ALIASES = {
     "alpha": "lora_alpha",
@@ -212,35 +179,6 @@ _ALIASES = {
 }
 
 
-def study_schema() -> dict[str, Any]:
-    """JSON schema of a study file, `grid` included, for editors to complete and check it.
-
-    A required key may stand in the grid instead of the body, so `required` is spelled as a choice between the two.
-    """
-    schema = RunConfig.model_json_schema()
-    schema["title"] = "Holdfast study"
-    schema["description"] = "Runs to make: one, or the product of the grid."
-    axes, choices = {}, []
-    for key in _LEAVES:
-        section, _, leaf = key.rpartition(".")
-        owner = schema["$defs"][cast(type[BaseModel], _FIELDS[section].annotation).__name__] if section else schema
-        items = {name: value for name, value in owner["properties"][leaf].items() if name != "default"}
-        axes[key] = {"type": "array", "minItems": 1, "uniqueItems": True, "items": items}
-        if _FIELDS[key].is_required():
-            here = {"required": [leaf]}
-            there = {"required": [section], "properties": {section: here}} if section else here
-            choices.append({"anyOf": [there, {"required": ["grid"], "properties": {"grid": {"required": [key]}}}]})
-    for owner in (schema, *schema["$defs"].values()):
-        owner.pop("required", None)
-    schema["properties"]["grid"] = {
-        "type": ["object", "null"],
-        "description": "Lists of values by dotted key; every combination is a run, the first key varying slowest.",
-        "properties": axes,
-        "additionalProperties": False,
-    }
-    return schema | {"allOf": choices}
-
-
 _EXPECTED = {
     "bool_type": "true or false",
     "float_type": "a number",
@@ -250,6 +188,9 @@ _EXPECTED = {
     "model_type": "a mapping",
     "string_type": "text",
     "too_short": "at least {min_length} item",
+    "dict_type": "a mapping",
+    "union_tag_not_found": "a mapping",
+    "invalid-json-value": "a value that JSON can hold",
     "tuple_type": "a list",
     "value_error": "{error}",
 }
@@ -258,7 +199,7 @@ _EXPECTED = {
 def _suggest(word: str, siblings: Sequence[str]) -> str:
     """A guess at the key that was meant: the same name elsewhere or in other trainers, else one spelled alike."""
     leaf = _ALIASES.get(word.lower(), word.lower())
-    for key in _LEAVES:
+    for key in LEAVES:
         section, _, name = key.rpartition(".")
         if name == leaf:
             same = [known for known in (name, key) if known in siblings]
@@ -267,20 +208,25 @@ def _suggest(word: str, siblings: Sequence[str]) -> str:
     return alike(word, siblings)
 
 
-def _explain(error: ErrorDetails, key: Key) -> tuple[str, str]:
-    """What pydantic found at a key, as what was got and what was expected."""
+def _explain(error: ErrorDetails, key: Key, method: str | None) -> tuple[str, str]:
+    """What pydantic found at a key, as what was got and what was expected; `method` is that of the adapter."""
     kind, context = error["type"], error.get("ctx", {})
-    dotted = ".".join(str(part) for part in key)
+    section, leaf = ".".join(str(part) for part in key[:-1]), str(key[-1])
+    fields = {name.rpartition(".")[2]: info for name, info in FIELDS.items() if name.rpartition(".")[0] == section}
+    if section == "adapter":
+        fields = dict(METHODS[str(method)].model_fields)
     if kind == "missing":
-        return "nothing", f"a value: {_FIELDS[dotted].description}".rstrip(".")
+        return "nothing", f"a value: {fields[leaf].description}".rstrip(".")
     if kind == "extra_forbidden":
-        section, leaf = ".".join(str(part) for part in key[:-1]), str(key[-1])
-        siblings = [name.rpartition(".")[2] for name in _FIELDS if name.rpartition(".")[0] == section]
-        siblings += [] if section else ["grid"]
-        return "an unknown key", f"one of {', '.join(siblings)}{_suggest(leaf, siblings)}"
+        siblings = [*fields, *(() if section else ("grid",))]
+        others = [name for name, part in METHODS.items() if section == "adapter" and leaf in part.model_fields]
+        hint = f"; '{leaf}' is of method {' and '.join(others)}" if others else _suggest(leaf, siblings)
+        return "an unknown key", f"one of {', '.join(siblings)}{hint}"
     template = _EXPECTED.get(kind)
     expected = template.format(**context) if template else error["msg"].removeprefix("Input should be ")
     value = context.get("got", error["input"])
+    if kind == "union_tag_invalid":
+        value, expected = error["input"]["method"], " or ".join(map(repr, METHODS))
     return show(value), expected + (alike(value, re.findall("'(.*?)'", expected)) if isinstance(value, str) else "")
 
 
@@ -319,8 +265,8 @@ def _axes(grid: object, mistakes: Mistakes) -> dict[str, list[Any]]:
         return {}
     axes: dict[str, list[Any]] = {}
     for key, values in grid.items():
-        if key not in _LEAVES:
-            hint = _suggest(key, _LEAVES)
+        if key not in (*LEAVES, *_WHOLE) and not key.startswith(OWN):
+            hint = _suggest(key, LEAVES)
             mistakes.add(("grid", key), got="an unknown key", expected=f"a dotted key of the study{hint}")
             continue
         if not isinstance(values, list) or not values:
@@ -338,33 +284,60 @@ def _axes(grid: object, mistakes: Mistakes) -> dict[str, list[Any]]:
     return axes
 
 
+def _put(draft: dict[str, Any], key: Sequence[str], value: Any) -> None:
+    """Set a value in nested mappings, made where they are missing; nothing where something else stands in the way."""
+    first, *rest = key
+    if not rest:
+        draft[first] = value
+        return
+    if draft.get(first) is None:
+        draft[first] = {}
+    if isinstance(draft[first], dict):
+        _put(draft[first], rest, value)
+
+
 def _run(body: Mapping[str, Any], cell: Mapping[str, tuple[int, Any]], mistakes: Mistakes) -> RunConfig | None:
     """The run in one cell of the grid (value and its number for each key), None where there are mistakes."""
-    draft = {key: dict(value) if isinstance(value, dict) else value for key, value in body.items()}
-    for dotted, (_, value) in cell.items():
-        section, _, leaf = dotted.rpartition(".")
-        if section and draft.get(section) is None:
-            draft[section] = {}
-        owner = draft[section] if section else draft
-        if isinstance(owner, dict):
-            owner[leaf] = value
+    draft: dict[str, Any] = copy.deepcopy(dict(body))
+    for dotted, (_, value) in sorted(cell.items(), key=lambda item: item[0].count(".")):  # a section before its keys
+        _put(draft, dotted.split("."), copy.deepcopy(value))
     try:
         return RunConfig.model_validate(draft)
     except ValidationError as error:
         found = error.errors(include_url=False)
+    method = method_of(draft.get("adapter"))
     for details in found:
         node: Any = draft
         key: Key = ()
-        for part in details["loc"]:
+        for n, part in enumerate(details["loc"]):
+            if n == 1 and key == ("adapter",):  # the method, which is how pydantic names a branch
+                continue
             if isinstance(node, list) == isinstance(part, int):  # otherwise the tag of a union
                 key, node = (*key, part), node.get(part) if isinstance(node, dict) else node[part]
-        got, expected = _explain(details, key)
+        got, expected = _explain(details, key, method)
         key = (*key, details["ctx"]["at"]) if details["type"] == "related" else key
-        for n in (1, 2) if details["type"] != "extra_forbidden" else ():
+        key = (*key, "method") if details["type"] == "union_tag_invalid" else key
+        for n in range(len(key), 0, -1):
             axis = ".".join(str(part) for part in key[:n])
-            key = ("grid", axis, cell[axis][0], *key[n:]) if axis in cell else key
+            inside = [longer for longer in cell if longer.startswith(f"{axis}.")] if n == len(key) else []
+            if axis in cell and axis.count(".") == n - 1:
+                key = ("grid", axis, cell[axis][0], *key[n:])
+                break
+            if inside and details["type"] == "extra_forbidden":  # a section that the grid alone speaks of
+                key = ("grid", inside[0])
+                break
         mistakes.add(key, got=got, expected=expected)
     return None
+
+
+def refusal(study: Study, found: Sequence[tuple[Key, str, str]]) -> ConfigError:
+    """What only a library could find wrong, each (key, got, expected) told at the place where it was written."""
+    mistakes = Mistakes(source=clip(study.source), places=dict(study.places))
+    for key, got, expected in found:
+        whole, *around = (("grid", ".".join(map(str, key[:n]))) for n in range(len(key), 0, -1))
+        at = next((place for place in (whole, key, *around) if place in study.places), key)
+        mistakes.add(key if at == key else ("grid", *key), got=got, expected=expected, place=study.places.get(at))
+    return mistakes.error()
 
 
 def read_study(path: str | Path, *, overrides: Sequence[str] = ()) -> Study:
@@ -394,4 +367,4 @@ def read_study(path: str | Path, *, overrides: Sequence[str] = ()) -> Study:
     runs = [_run(body, dict(zip(axes, cell, strict=True)), mistakes) for cell in cells]
     if mistakes.lines:
         raise mistakes.error()
-    return Study(source=str(path), runs=tuple(run for run in runs if run is not None), raw=raw)
+    return Study(source=str(path), runs=tuple(run for run in runs if run is not None), raw=raw, places=mistakes.places)

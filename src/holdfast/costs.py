@@ -11,6 +11,9 @@ from holdfast.stats import as_dict
 FROZEN_FLOP = 4
 """Per token and frozen parameter: 2 forward, 2 backward to pass the gradient on."""
 
+FORWARD_FLOP = 2
+"""Per token and frozen parameter below everything that is trained: nothing asks for a gradient there."""
+
 TRAINED_FLOP = 6
 """Per token and trained parameter: those 4, and 2 for the parameter's own gradient."""
 
@@ -39,14 +42,15 @@ class Cost:
         return as_dict(self)
 
 
-def flop_per_token(*, base_params: float, trainable_params: float) -> float:
+def flop_per_token(*, base_params: float, trainable_params: float, forward_params: float = 0) -> float:
     """Floating-point operations to train on one token, with `base_params` frozen and `trainable_params` on top.
 
-        flop = 4 · base_params + 6 · trainable_params
+        flop = 4 · base_params + 6 · trainable_params + 2 · forward_params
 
     A matrix takes 2 operations a parameter and token (multiply, add) each for its output, for passing the gradient on
     to its input, and for its own gradient; what is frozen has no need of the third. So adapters of a thousandth of the
-    base's size cost two thirds of full fine-tuning, which is 6 · n: `base_params=0, trainable_params=n`.
+    base's size cost two thirds of full fine-tuning, which is 6 · n: `base_params=0, trainable_params=n`. Frozen layers
+    below everything that is trained, `forward_params`, pass no gradient on either.
 
     `base_params` counts what multiplies: without the input embedding, unless it is also the output head. Not counted
     are attention scores, which grow with the context, normalisation, the optimiser, and anything computed twice to
@@ -54,7 +58,7 @@ def flop_per_token(*, base_params: float, trainable_params: float) -> float:
 
     Source: Kaplan et al. 2020, arXiv 2001.08361, section 2.1, whose 6 is 2 + 2 + 2.
     """
-    return FROZEN_FLOP * base_params + TRAINED_FLOP * trainable_params
+    return FROZEN_FLOP * base_params + TRAINED_FLOP * trainable_params + FORWARD_FLOP * forward_params
 
 
 def cost(
@@ -74,7 +78,8 @@ def cost(
     """
     known = {"tokens_per_step": tokens_per_step, "base_params": base_params, "seconds_per_token": seconds_per_token}
     for name, value in known.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
+        none_frozen = name == "base_params" and value == 0  # full fine-tuning
+        if value is not None and not none_frozen and not (math.isfinite(value) and value > 0):
             raise ConfigError(f"got {name} {value}, expected a positive number, at the cost of training")
     if tokens_per_step is None:
         return Cost(tokens=None, flop=None, seconds=None)

@@ -64,7 +64,11 @@ def make_folder(path: Path) -> None:
     if path.is_file():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     make_folder(path.parent)
-    _mkdir(path)
+    try:
+        _mkdir(path)
+    except FileExistsError:
+        if not path.is_dir():  # otherwise another process was faster
+            raise
     flush_folder(path.parent)
 
 

@@ -347,7 +347,7 @@ def _doubts(table: pd.DataFrame, run: str, prediction: Prediction, law: Fit) -> 
     doubts = [
         f"run {run} has {column} {own[column].iloc[0]}, which no finished run has: the law may not hold for it"
         for column in POOLED
-        if not own[column].isin(finished[column]).all()
+        if column in own and not own[column].isin(finished[column]).all()
     ]
     if np.isnan(prediction.stderr).any():
         doubts.append(f"no interval: {law.n_runs} finished runs do not tell how runs differ about this law")

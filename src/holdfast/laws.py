@@ -27,7 +27,9 @@ __all__ = [
 FORGETTING = ("kl_base_tuned", "hard_cross_entropy")
 """The measures of forgetting that are fitted: ours, and the one to compare with the paper."""
 
-POOLED = ("method", "learning_rate", "optimizer", "schedule", "batch_tokens", "use_rslora", "dtype")
+POOLED = (
+    "method", "adapter", "learning_rate", "optimizer", "schedule", "batch_tokens", "lora_alpha", "use_rslora", "dtype",
+)  # fmt: skip
 """Settings a law does not know of; runs that differ in one are pooled with a warning."""
 
 
@@ -46,8 +48,9 @@ class Laws:
     joint: dict[str, Fit]
     """For "target_nll" and each measure of forgetting: `MULTIPLICATIVE` or `GROWTH`, `STEPS` or `GROWTH_IN_STEPS`."""
     params_per_rank: float | None
-    """None when it differs between runs."""
+    """None when it differs between runs, or a method has no rank."""
     ranks: tuple[int, ...]
+    """That were run; 0 alone where no method has one."""
     tokens_per_step: float | None
     """None when it differs between runs."""
     base_params: float | None
@@ -104,8 +107,8 @@ def fit(table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: float 
         lines={quantity: fit_law(LINE, measured, quantity, huber=math.inf) for quantity in FORGETTING},
         orthogonal={quantity: fit_orthogonal_line(measured, quantity) for quantity in FORGETTING},
         joint=joint,
-        params_per_rank=_constant(used["trainable_params"] / used["r"]),
-        ranks=tuple(sorted(set(measured["r"].tolist()))),
+        params_per_rank=_constant(used["trainable_params"] / used["r"]) if used["r"].notna().all() else None,
+        ranks=tuple(sorted(set(measured["r"].tolist()) - {0})) or (0,),
         tokens_per_step=_constant(used["batch_tokens"]),
         base_params=_constant(used["base_params"]),
         skip_fraction=skip_fraction,
@@ -127,7 +130,7 @@ def _study_warnings(table: pd.DataFrame, used: pd.DataFrame) -> tuple[str, ...]:
     if len(unused):
         listed = ", ".join(f"{run} ({state})" for run, state in zip(unused["run"], unused["state"], strict=True))
         warnings.append(f"not in any fit: {listed}")
-    for column in POOLED:
+    for column in (name for name in POOLED if name in used):  # tables of earlier versions lack some
         if used[column].nunique() > 1:
             warnings.append(f"runs that differ in {column} are pooled: {names_of(used[column])}")
     if set(used["schedule"]) != {"constant"}:

@@ -84,8 +84,10 @@ def observe(base: Base, blocks: Sequence[Block], *, kind: Kind, corpus: str) -> 
             yield cache if kind == "vectors" else BaseStates(hidden=hidden, head=head)
 
 
-def observe_base(base: Base, corpus: Corpus, *, role: Role, tokenizer: Tokenizer, context: int) -> ObservedBase:
-    """Observe the untuned base on a corpus, in memory: 4d + 32 bytes a scored token.
+def observe_base(
+    base: Base, corpus: Corpus, *, role: Role, tokenizer: Tokenizer, context: int, kind: Kind = "vectors"
+) -> ObservedBase:
+    """Observe the untuned base on a corpus, in memory: 4d + 32 bytes a scored token, `states` d of the base's numbers.
 
     Raises:
         DataError: a document holds nothing to predict.
@@ -96,7 +98,7 @@ def observe_base(base: Base, corpus: Corpus, *, role: Role, tokenizer: Tokenizer
             f"got an output head with a bias or soft-capping ({base.config.model_type}), expected a matrix"
         )
     blocks = batch_plan(corpus, tokenizer, context=context, part="answer")
-    batches = tuple(observe(base, blocks, kind="vectors", corpus=corpus.name))
+    batches = tuple(observe(base, blocks, kind=kind, corpus=corpus.name))
     return ObservedBase(
         corpus=corpus.name, role=role, places=tuple(document.place for document in corpus.documents), blocks=blocks,
         batches=batches,

@@ -14,6 +14,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,13 +28,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from holdfast import builtin, folders, sources
 from holdfast.errors import ConfigError, ModelError, as_ours
 from holdfast.metrics import Head
+from holdfast.thawed import Thawed
 
 log = logging.getLogger(__name__)
 
 Base: TypeAlias = PreTrainedModel
 """A causal language model without an adapter."""
-Tuned: TypeAlias = peft.PeftModel
+Adapted: TypeAlias = peft.PeftModel
 """The same with one."""
+Tuned: TypeAlias = Adapted | Thawed
+"""A fine-tuned model: with an adapter, or with weights of its own that are trained."""
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 
@@ -218,7 +222,7 @@ def check_finite(model: torch.nn.Module, place: str) -> None:
             raise ModelError(f"{place}: got NaN or infinity in {name}, expected finite weights")
 
 
-def check_head(model: Base | Tuned, place: str) -> None:
+def check_head(model: Base | Adapted, place: str) -> None:
     """Refuse a model whose logits are not its hidden states under its head: every number would be wrong, silently.
 
     Raises:
@@ -251,18 +255,6 @@ def adafactor(
     )
 
 
-def trainable_params(model: torch.nn.Module) -> int:
-    """The law's P: how many numbers training may change."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def multiplying_params(model: Base) -> int:
-    """Parameters that every token is multiplied by: all but an input embedding that is not also the output head."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
-    return sum(sizes.values()) - (0 if head is embedding else sizes[id(embedding)])
-
-
 def hidden_states(
     model: Base | Tuned,
     *,
@@ -284,7 +276,9 @@ def hidden_states(
             states = _prompted_states(model, body, ids)
         else:
             mask = None if sees is None else _attention_mask(model, sees)
-            states = body(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
+            run = partial(model.run, body) if isinstance(model, Thawed) else body
+            states = run(**inputs).last_hidden_state
     scale = _logit_scale(causal(model))
     return states if scale == 1 else states * scale
 
@@ -311,7 +305,17 @@ def _prompted_states(model: Any, body: torch.nn.Module, ids: Int[Tensor, "b t"])
 
 def prompted(model: Base | Tuned) -> bool:
     """Whether an adapter works by virtual tokens before the text."""
-    return isinstance(model, Tuned) and bool(model.active_peft_config.is_prompt_learning)
+    return isinstance(model, Adapted) and bool(model.active_peft_config.is_prompt_learning)
+
+
+@contextlib.contextmanager
+def without_adapter(tuned: Tuned, base: Base) -> Iterator[Base]:
+    """The base that an adapter was put on, as it is without it."""
+    if isinstance(tuned, Adapted) and causal(tuned) is base and not prompted(tuned):
+        with tuned.disable_adapter():
+            yield base
+    else:
+        yield base
 
 
 def autocast(model: Base | Tuned) -> torch.autocast:
@@ -330,7 +334,7 @@ def _logit_scale(model: Any) -> float:
 def output_head(model: Base | Tuned) -> Float[Tensor, "v d"]:
     """The output head's own matrix, without any adapter's or bias's part; see `head_of`."""
     weight: Tensor = causal(model).get_output_embeddings().weight
-    return weight
+    return model.now(weight) if isinstance(model, Thawed) else weight
 
 
 def head_of(model: Base | Tuned) -> Head:
@@ -338,9 +342,9 @@ def head_of(model: Base | Tuned) -> Head:
     head = causal(model).get_output_embeddings()
     softcap = getattr(causal(model).config.get_text_config(), "final_logit_softcapping", None)
     if type(head) is torch.nn.Linear:
-        return Head(
-            weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach(), softcap=softcap
-        )
+        now = model.now if isinstance(model, Thawed) else lambda weight: weight
+        bias = None if head.bias is None else now(head.bias).detach()
+        return Head(weight=now(head.weight).detach(), bias=bias, softcap=softcap)
     # A wrapped linear map is its values at the unit vectors, less its value at 0; float32, lest an update be rounded.
     exact = copy.deepcopy(head).float()
     unit = torch.eye(causal(model).get_input_embeddings().weight.shape[1], device=model.device)
@@ -354,7 +358,9 @@ def head_of(model: Base | Tuned) -> Head:
 
 def causal(model: Base | Tuned) -> Any:
     """The language model itself, inside an adapter's wrapper or not."""
-    return model.get_base_model() if isinstance(model, Tuned) else model
+    if isinstance(model, Thawed):
+        return model.base
+    return model.get_base_model() if isinstance(model, Adapted) else model
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:

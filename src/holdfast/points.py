@@ -25,7 +25,8 @@ def points(table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: flo
     """What the laws are fitted to: one row per finished run and step, target and retained corpus side by side.
 
     `target` is the name of what is learned, `target_nll` the loss on its held-out part, `steps` the updates N; the
-    other quantities are the retained corpus's, which need not be named when there is one. Left out are rows of runs
+    other quantities are the retained corpus's, which need not be named when there is one; `r` is 0 for methods without
+    a rank. Left out are rows of runs
     that failed, diverged or are in progress, the first `skip_fraction` of each run's steps, step 0 always, and steps at
     which only one of the two was measured. The order of the table's rows does not matter.
 
@@ -54,7 +55,8 @@ def points(table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: flo
     paired = retained.merge(loss, on=["run", "step"], validate="one_to_one").sort_values(["run", "step"])
     if paired.empty:
         raise FitError(f"got no step past the first {skip_fraction:.0%} with both losses, expected some, at {corpus!r}")
-    paired = paired.astype({"step": int, "r": int, "trainable_params": int}).assign(target=target)
+    paired = paired.assign(r=paired["r"].fillna(0), target=target)  # of a method that has no rank
+    paired = paired.astype({"step": int, "r": int, "trainable_params": int})
     paired = paired.rename(columns={"step": "steps"})
     quantities = [name for quantity in ("target_nll", *QUANTITIES) for name in (quantity, f"{quantity}_stderr")]
     return paired[[*IDENTITY, *quantities]].reset_index(drop=True)

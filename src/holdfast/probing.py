@@ -271,6 +271,7 @@ def _probed(
 def _load(candidate: Candidate, reference: _Reference) -> tuple[Base | Tuned, bool, tuple[Finding, ...]]:
     """A tuned model, whether its adapter was merged, and what its own weights gave away."""
     if not candidate.adapter:
+        adapters.check_unchanged(candidate.path)
         return models.load_base(str(candidate.path), dtype=reference.dtype, device=reference.device), False, ()
     standing = models.load_base(reference.spec, dtype=reference.dtype, device=reference.device)
     more: tuple[Finding, ...] = ()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from holdfast import files
 from holdfast.errors import StoreError
+from holdfast.methods import named
 from holdfast.store import Run, owned, read_run, read_runs, run_folders
 
 Standing = Literal["done", "running", "stopped", "waiting", "failed", "diverged", "damaged"]
@@ -90,10 +91,10 @@ def _status(folder: Path) -> RunStatus:
     for one in run.measurements:
         if one.role == "retain":
             forgetting[one.corpus] = (*forgetting.get(one.corpus, ()), one.values["kl_base_tuned"][0])
-    adapter = run.config.adapter
+    method, r = named(run.config.adapter)
     return RunStatus(
         run=run.name, standing=standing, reason=run.reason, step=max(reached, int(noted.get("step", 0))),
-        about={"method": adapter.method, "r": adapter.r, "learning_rate": run.config.optimizer.learning_rate,
+        about={"method": method, "r": "–" if r is None else r, "learning_rate": run.config.optimizer.learning_rate,
                "seed": run.config.seed, "target": run.config.target.data},
         steps=run.config.steps, share=share, seconds_left=(1 - share) / pace if running and pace else None,
         seconds=run.summary.get("wall_time_s"), pid=noted.get("pid") if running else None,

@@ -18,7 +18,7 @@ def runs_grid(table: pd.DataFrame) -> Grid | None:
         return None
     learned = dict(_rows(done[done["role"] == "target"], "run", "step"))
     untuned = dict(_rows(done[(done["role"] == "retain") & (done["step"] == 0)], "run", "corpus"))
-    varied = [name for name in SETTINGS if last[name].nunique() > 1]
+    varied = [name for name in SETTINGS if name in last and last[name].nunique() > 1]
     columns = [
         *heads(["Rank", "Steps"], texts=0),
         Cell("Target loss before", link=TERMS["target_nll"]),
@@ -32,7 +32,7 @@ def runs_grid(table: pd.DataFrame) -> Grid | None:
         [
             Cell(row["run"], kind="name", link="rows", run=row["run"]),
             *(Cell(str(row[name]), kind="text") for name in varied),
-            Cell(str(int(row["r"]))),
+            Cell("–" if pd.isna(row["r"]) else str(int(row["r"]))),
             Cell(f"{row['step']:,.0f}"),
             _measured(learned.get((run, row["step"])), "base_nll"),
             _measured(learned.get((run, row["step"])), "nll"),
@@ -61,6 +61,7 @@ SETTINGS = {
     "target": "Target",
     "corpus": "Retained text",
     "method": "Method",
+    "layers": "Layers",
     "learning_rate": "Learning rate",
     "seed": "Seed",
 }

@@ -101,16 +101,19 @@ def locate(spec: str) -> Path:
 def candidates(path: Path, *, spec: str) -> tuple[Candidate, ...]:
     """The tuned models at a place that a spec named: one, or each `checkpoint-N` of a trainer's folder in step order.
 
-    A model or adapter saved in the output folder itself comes last. A folder with an `adapter` in it, such as one of
-    our runs, is that adapter, unless the run kept those of its measured steps, the last of which is the same. A folder
-    of our runs is what its runs are, one after another.
+    A model or adapter saved in the output folder itself comes last. A folder with an `adapter` in it, or one of our
+    runs with a `model`, is that, unless the run kept those of its measured steps, the last of which is the same. A
+    folder of our runs is what its runs are, one after another.
 
     Raises:
         ModelError: none there.
     """
-    ours, kept = _kind(path / "adapter") == "adapter", list(path.glob("checkpoint-*"))
-    if ours and not kept:
-        return (_candidate(path / "adapter", f"{spec.rstrip('/')}/adapter"),)
+    result = "adapter" if _kind(path / "adapter") == "adapter" else None
+    if result is None and (path / "provenance.json").is_file() and _kind(path / "model") == "model":
+        result = "model"
+    ours, kept = result is not None, list(path.glob("checkpoint-*"))
+    if result is not None and not kept:
+        return (_candidate(path / result, f"{spec.rstrip('/')}/{result}"),)
     if path.is_file() or (_kind(path) is not None and not kept):
         return (_candidate(path, spec),)
     steps = sorted(
@@ -134,7 +137,7 @@ def candidates(path: Path, *, spec: str) -> tuple[Candidate, ...]:
 
 def _made(run: Path) -> bool:
     """Whether a run has left anything to measure."""
-    return _kind(run / "adapter") is not None or any(run.glob("checkpoint-*"))
+    return any(_kind(run / name) for name in ("adapter", "model")) or any(run.glob("checkpoint-*"))
 
 
 def _kind(folder: Path) -> str | None:
@@ -152,14 +155,17 @@ def _candidate(path: Path, name: str, step: int | None = None) -> Candidate:
 
 
 def named_base(tuned: Sequence[Candidate]) -> str:
-    """The base that the adapters' own configs name.
+    """The base that the adapters' own configs name, or that of the run that made a whole model.
 
     Raises:
-        ModelError: one names none or is a whole model, or they name several.
+        ModelError: one names none, or they name several.
     """
     names = set()
     for candidate in tuned:
         name = candidate.adapter_config.get("base_model_name_or_path")
+        run = candidate.path.parent
+        if not candidate.adapter and (run / "provenance.json").is_file():
+            name = read_json(run / "config.json").get("model")
         if not name:
             raise ModelError(f"got {candidate.name!r}, which names no base, expected the base before the tuned model")
         revision = candidate.adapter_config.get("revision")

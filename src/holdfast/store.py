@@ -4,7 +4,7 @@
                 provenance.json   where the numbers came from: versions, hardware, fingerprints; resumptions
                 records.jsonl     one measurement a line, checksummed, on disk before it is acknowledged
                 checkpoint/       while in progress: where to go on from, see `checkpoints`
-                adapter/          the result, an ordinary PEFT folder
+                adapter/          the result, an ordinary PEFT folder  |  model/  a whole model's
                 done.json         written last  |  failed.json  why, when it failed or diverged
     runs/.<name>.lock             held by the one process that writes the run; the system lets go of it when that dies
 
@@ -30,6 +30,7 @@ import pydantic
 from holdfast import files
 from holdfast.config import RunConfig
 from holdfast.errors import ResourceError, StoreError
+from holdfast.methods import columns
 
 State = Literal["done", "failed", "diverged", "in progress"]
 Role = Literal["target", "retain"]
@@ -352,10 +353,7 @@ def _about(run: Run) -> dict[str, Any]:
         "reason": run.reason,
         "model": config.model,
         "target": config.target.data,
-        "method": config.adapter.method,
-        "r": config.adapter.r,
-        "lora_alpha": config.adapter.lora_alpha,
-        "use_rslora": config.adapter.use_rslora,
+        **columns(config.adapter),
         "optimizer": config.optimizer.name,
         "learning_rate": config.optimizer.learning_rate,
         "schedule": config.optimizer.schedule,

@@ -102,6 +102,7 @@ def by_text(rows: pd.DataFrame) -> Chart:
 
     Nats per token; a line of marks per text, the text most forgotten on top. `rows` are those of `last_measured`.
     """
+    rows = rows.assign(r=rows["r"].fillna(0))  # of a method that has no rank
     order = rows.groupby("corpus")["kl_base_tuned"].mean().sort_values(ascending=False).index
     texts = [visible(name) for name in order]
     ranks = sorted({int(r) for r in rows["r"]})

@@ -22,6 +22,7 @@ from holdfast.config import Study, read_study
 from holdfast.display import duration, visible
 from holdfast.errors import Interrupted, ResourceError
 from holdfast.interrupts import Stop, stopping
+from holdfast.methods import named
 from holdfast.progress import RunStatus, seconds_left, status
 from holdfast.terminal import err, escape, out
 
@@ -61,7 +62,8 @@ class SweepProgress:
 
     def __call__(self, at: sweeps.Progress) -> None:
         """Show the next thing that happened."""
-        name = f"run {at.index + 1}/{at.runs}, r = {at.run.adapter.r}"
+        method, r = named(at.run.adapter)
+        name = f"run {at.index + 1}/{at.runs}, {method if r is None else f'r = {r}'}"
         if at.state != "in progress":
             self._show_end(at, name)
         elif at.event is None:
@@ -180,8 +182,9 @@ def _refresh(live: Live, root: Path) -> None:
 
 def estimated(study: Study, *, output_dir: Path, device: str, retry_failed: bool) -> SweepCost:
     """What a sweep will take, said on stderr; refused where the disk has not the room."""
-    from holdfast import trials
+    from holdfast import adapters, trials
 
+    adapters.check_methods(study)  # before anything is made
     with files.refusing(output_dir):
         files.make_folder(output_dir)
         files.check_writable(output_dir)

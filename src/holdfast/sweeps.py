@@ -20,12 +20,13 @@ import torch
 
 from holdfast import adapters, checkpoints, files, models
 from holdfast.config import RunConfig, Study, read_study
+from holdfast.counts import count
 from holdfast.errors import DataError, ModelError, StoreError
 from holdfast.interrupts import Stop
 from holdfast.kernels import fastest_dtype
 from holdfast.models import Tuned
 from holdfast.store import Recorder, State, owning, read_run, standing, tabulate
-from holdfast.training import Diverged, Event, Ledger, Texts, Workbench, prepare, read_texts, train
+from holdfast.training import Diverged, Event, Ledger, Texts, Workbench, observed_as, prepare, read_texts, train
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +67,13 @@ def sweep(
     that fails or diverges is recorded with its reason and the sweep goes on. `tell` hears of every step, measurement
     and end of a run.
 
-    With `keep_adapters` a run's folder also holds `checkpoint-<step>`, a PEFT folder, for each measured step after the
-    first: `measure` and `probe` take such a run for the trajectory it is.
+    With `keep_adapters` a run's folder also holds `checkpoint-<step>`, a PEFT folder or a whole model's, for each
+    measured step after the first: `measure` and `probe` take such a run for the trajectory it is.
 
     Several processes may work on one study. A run that another one owns is left to it, and waited for at the end.
 
     Raises:
-        ConfigError: the study file is wrong.
+        ConfigError: the study file is wrong, or PEFT knows no such method or field.
         DataError: a text cannot be used, or is no longer the one that a run was begun with.
         ModelError: the base cannot be used.
         ResourceError: the folder cannot be written, or the disk is full.
@@ -80,6 +81,7 @@ def sweep(
     """
     if not isinstance(study, Study):
         study = read_study(Path(study))
+    adapters.check_methods(study)
     configs = resolved(study.runs, models.choose_device(device))
     making = _Making(
         root=Path(out), device=models.choose_device(device), retry=retry_failed, stop=stop or Stop(),
@@ -149,20 +151,19 @@ class _Making:
         began = time.monotonic()
         tuned = adapters.attach_adapter(bench.base, config.adapter, seed=config.seed)
         try:
-            origin = provenance(bench, texts) | {
-                "trainable_params": models.trainable_params(tuned),
-                "base_params": bench.base_params,
-            }
-            needed = checkpoints.most_bytes(origin["trainable_params"])
-            needed += 4 * origin["trainable_params"] * len(config.measured_steps()) * self.keep_adapters
+            counts, result = count(tuned, base_params=bench.base_params), adapters.result_bytes(tuned)
+            origin = provenance(bench, texts) | {"trainable_params": counts.trained, "base_params": counts.frozen}
+            needed = checkpoints.most_bytes(counts.trained, result)
+            needed += result * len(config.measured_steps()) * self.keep_adapters
             files.check_room(recorder.folder, needed)
             recorder.begin(origin)
             with self.stop.at_checks():
                 end = train(tuned, config, bench, ledger=self._ledger(config, bench, recorder, tuned), tell=tell)
-                saved = adapters.save_adapter(tuned, recorder.folder / "adapter")
+                name = adapters.result_of(tuned)
+                saved = adapters.save_adapter(tuned, recorder.folder / name, tokenizer=bench.tokenizer)
                 recorder.finish(
                     {
-                        "adapter": saved,
+                        name: saved,
                         "finished_at": datetime.now(UTC).isoformat(),
                         "rows_at_once": end.rows,
                         "training_s": end.training_s,
@@ -186,7 +187,7 @@ class _Making:
         def measured(step: int) -> None:
             folder = kept(step)
             if folder is not None and not folder.is_dir():
-                adapters.save_adapter(tuned, folder)
+                adapters.save_adapter(tuned, folder, tokenizer=bench.tokenizer)
 
         wanted = {(step, observed.corpus) for step in config.measured_steps() for _, observed in bench.observed}
         lacking = {step for step, _ in wanted - recorder.recorded}
@@ -251,7 +252,8 @@ def resolved(configs: Sequence[RunConfig], device: str) -> list[RunConfig]:
 
 def shared_part(config: RunConfig) -> tuple[object, ...]:
     """What a workbench is made of; runs that agree on it share one."""
-    return config.model, config.dtype, config.target, config.retain, config.measure.documents, config.context
+    texts = config.target, config.retain, config.measure.documents, config.context
+    return config.model, config.dtype, *texts, observed_as(config)
 
 
 def _standing(recorder: Recorder, texts: Texts, *, retry: bool) -> tuple[State, str | None]:

@@ -13,21 +13,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from holdfast import checkpoints, models
-from holdfast.basecache import Batch
+from holdfast.basecache import Batch, Kind
 from holdfast.checkpoints import Snapshot
 from holdfast.config import Optimizer, RunConfig
 from holdfast.corpora import Block, Corpus, Tokens, check_apart, packed_batches, read_corpus, split, tokenise
+from holdfast.counts import multiplying_params
 from holdfast.errors import DataError, Interrupted, ModelError
 from holdfast.evidence import CorpusReport
+from holdfast.losses import batch_loss
 from holdfast.meter import ObservedBase, measure_on, observe_base
-from holdfast.models import Base, Tuned
+from holdfast.methods import Peft, trains_head
+from holdfast.models import Base, Tokenizer, Tuned
 from holdfast.store import QUANTITIES, Measurement, Role
 
 log = logging.getLogger(__name__)
@@ -49,48 +49,6 @@ class Event:
 
 class Diverged(Exception):  # noqa: N818  (a state of a run, not a mistake)
     """A loss or gradient that is NaN or infinite; ends the run, never becomes a number."""
-
-
-class _TrainingLoss(torch.autograd.Function):
-    """Summed next-token loss of hidden states under a frozen head, with logits only ever a slice of tokens at a time.
-
-    Equals `cross_entropy(hidden @ head.T, targets, reduction="sum")`: products in the inputs' precision, all else in
-    float32. The gradient with respect to `hidden` is made in the forward pass, so each slice of logits exists once.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Float[Tensor, "t d"], head: Float[Tensor, "v d"], targets: Int[Tensor, " t"]
-    ) -> Float[Tensor, ""]:
-        gradient = torch.empty_like(hidden)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(hidden), 256):
-            rows, wanted = hidden[start : start + 256], targets[start : start + 256, None]
-            logits = (rows @ head.T).float()
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            total += (normaliser - logits.gather(1, wanted)).sum()
-            probabilities = logits.sub_(normaliser).exp_()
-            probabilities.scatter_add_(1, wanted, torch.full_like(normaliser, -1.0))
-            gradient[start : start + 256] = probabilities.to(head.dtype) @ head
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None, None
-
-
-def batch_loss(tuned: Tuned, block: Block) -> Float[Tensor, ""]:
-    """Summed loss, in nats, over the scored tokens of a batch; the head is never applied to the others."""
-    head = models.output_head(tuned)
-    ids = torch.from_numpy(block.ids).to(head.device)
-    states = models.hidden_states(tuned, ids=ids, positions=torch.from_numpy(block.positions).to(head.device))
-    scored = torch.from_numpy(block.scored).to(head.device)
-    loss: Tensor = _TrainingLoss.apply(  # type: ignore[no-untyped-call]
-        states[:, :-1][scored[:, 1:]].to(head.dtype), head, ids[scored]
-    )
-    return loss
 
 
 def learning_rate(config: Optimizer, *, step: int, steps: int) -> float:
@@ -192,7 +150,8 @@ class Workbench:
     observed: tuple[tuple[Role, ObservedBase], ...]
     weights_fingerprint: str
     base_params: int
-    """Frozen, and multiplied by every token."""
+    """By which every token is multiplied."""
+    tokenizer: Tokenizer
 
 
 def read_texts(config: RunConfig) -> Texts:
@@ -214,12 +173,20 @@ def read_texts(config: RunConfig) -> Texts:
 
 
 def prepare(config: RunConfig, texts: Texts, *, device: str) -> Workbench:
-    """Load the base, tokenise the texts, and observe the base on the measured ones."""
+    """Load the base, tokenise the texts, and observe the base on the measured ones.
+
+    As the run will need it: by cached vectors where its output head stays the base's, else by hidden states.
+    """
     tokenizer = models.load_tokenizer(config.model)
     training = tuple(tokenise(document, tokenizer) for document in texts.training.documents)
     base = models.load_base(config.model, dtype=config.dtype, device=device)
     observed = tuple(
-        (role, observe_base(base, corpus, role=role, tokenizer=tokenizer, context=config.context))
+        (
+            role,
+            observe_base(
+                base, corpus, role=role, tokenizer=tokenizer, context=config.context, kind=observed_as(config)
+            ),
+        )
         for role, corpus in texts.measured
     )
     return Workbench(
@@ -227,8 +194,14 @@ def prepare(config: RunConfig, texts: Texts, *, device: str) -> Workbench:
         training=training,
         observed=observed,
         weights_fingerprint=models.weights_fingerprint(base),
-        base_params=models.multiplying_params(base),
+        base_params=multiplying_params(base),
+        tokenizer=tokenizer,
     )
+
+
+def observed_as(config: RunConfig) -> Kind:
+    """What must be kept of the base to measure a run."""
+    return "states" if trains_head(config.adapter) else "vectors"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -259,15 +232,17 @@ def train(
     ledger: Ledger | None,
     tell: Callable[[Event], None] = lambda _: None,
 ) -> Snapshot:
-    """Train one fresh adapter as its config says and measure it along the way; the one loop of the package.
+    """Train one fresh model as its config says and measure it along the way; the one loop of the package.
 
     Returns the run as it is at its end.
 
     Every run of a study sees the same batches in the same order (they depend on the data and the seed alone), so
     differences between ranks are not differences between batches. With `ledger=None` nothing is measured.
 
-    Step 0 is the control: an adapter that was not trained must have forgotten exactly nothing. Where memory runs out,
-    half as many rows go through the model at once from there on; batches and their order stay what they were.
+    Step 0 is the control: what was not trained must have forgotten exactly nothing. Of PEFT's other methods some begin
+    elsewhere (virtual tokens, or factors that rounding does not undo): then the control is the base without them, and
+    what they begin with is on record as measured. Where memory runs out, half as many rows go through the model at once
+    from there on; batches and their order stay what they were.
 
     Raises:
         Diverged: the loss, the gradient or a measured number is NaN or infinite.
@@ -298,6 +273,8 @@ def train(
                     if (step, observed.corpus) in ledger.recorded:
                         continue
                     report = _measure(tuned, observed, step, pause=ledger.pause)
+                    if step == 0:
+                        _check_control(report, tuned, observed, base=bench.base, config=config)
                     ledger.record(_measurement(report, role=role, step=step, tokens=step * config.batch_tokens))
                     tell(Event(step=step, share=done / work, loss=loss, role=role, report=report))
                 if step in measured_at:
@@ -323,12 +300,33 @@ def _measure(tuned: Tuned, observed: ObservedBase, step: int, *, pause: Callable
         report = measure_on(tuned, replace(observed, batches=_pausing(observed.batches, pause)))
     except ModelError as error:
         raise Diverged(f"step {step}: {error}") from error
-    if step == 0 and (report.sums["kl_base_tuned"].any() or (report.sums["agreement"] != report.count).any()):
-        raise ModelError(
-            f"step 0: got forgetting {report.kl_base_tuned.value:.3g} and agreement {report.agreement.value:.6g} "
-            f"before any training, expected exactly 0 and 1, on {report.corpus}"
-        )
     return report
+
+
+def _check_control(
+    report: CorpusReport, tuned: Tuned, observed: ObservedBase, *, base: Base, config: RunConfig
+) -> None:
+    """That a text at step 0 shows what it must; see `train`."""
+    if not _moved(report):
+        return
+    found = report
+    if isinstance(config.adapter, Peft):
+        with models.without_adapter(tuned, base) as untouched:
+            found = measure_on(untouched, observed)
+        if not _moved(found):
+            log.warning(
+                "%s begins %.3g nats from the base on %s, before any training: so much of every number of the run",
+                config.adapter.peft_type, report.kl_base_tuned.value, report.corpus,
+            )  # fmt: skip
+            return
+    raise ModelError(
+        f"step 0: got forgetting {found.kl_base_tuned.value:.3g} and agreement {found.agreement.value:.6g} "
+        f"before any training, expected exactly 0 and 1, on {report.corpus}"
+    )
+
+
+def _moved(report: CorpusReport) -> bool:
+    return bool(report.sums["kl_base_tuned"].any() or (report.sums["agreement"] != report.count).any())
 
 
 def _pausing(batches: Iterable[Batch], pause: Callable[[], None]) -> Iterator[Batch]:

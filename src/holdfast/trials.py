@@ -14,14 +14,16 @@ from typing import Any
 import torch
 
 from holdfast import adapters, checkpoints, files, models
-from holdfast.config import Adapter, RunConfig, Study
+from holdfast.basecache import Kind
+from holdfast.config import RunConfig, Study
 from holdfast.corpora import packed_batches
-from holdfast.costs import flop_per_token
+from holdfast.counts import Counts, count
 from holdfast.errors import StoreError
 from holdfast.meter import batch_plan, measure_on, observe
+from holdfast.methods import Adapter, columns
 from holdfast.store import read_run
 from holdfast.sweeps import resolved, shared_part
-from holdfast.training import Texts, Workbench, make_optimizer, prepare, read_texts, update
+from holdfast.training import Texts, Workbench, make_optimizer, observed_as, prepare, read_texts, update
 
 TRIED_DOCUMENTS = 2
 """Of each measured text."""
@@ -61,35 +63,42 @@ class _Speed:
 
 
 def estimate_cost(study: Study, *, out: str | Path, device: str = "auto", retry_failed: bool = False) -> SweepCost:
-    """What is left to make of a study will take, by trying the smallest and the largest adapter of each kind of run.
+    """What is left to make of a study will take, by trying the smallest and the largest of each kind of run.
 
     Time and memory of ranks in between lie on a line between the two. Nothing is written.
 
     Raises:
+        ConfigError: PEFT knows no such method or field.
         DataError, ModelError: a text or the base cannot be used; better now than after hours.
         ResourceError: a single row does not fit in memory.
     """
+    adapters.check_methods(study)
     place = models.choose_device(device)
     left = {config: _left(config, Path(out), retry=retry_failed) for config in resolved(study.runs, place)}
     to_make = [config for config, share in left.items() if share]
     groups = [_Trial(members, place) for members in _grouped(to_make, shared_part).values()]
     seconds = sum(trial.prepare_s for trial in groups)
     seconds += sum(left[config] * trial.run_s(config) for trial in groups for config in trial.members)
-    sizes = {config: trial.params[config.adapter] for trial in groups for config in trial.members}
+    sizes = {config: trial.sizes[config.adapter] for trial in groups for config in trial.members}
     tokens = {config: round(left[config] * config.steps * config.batch_tokens) for config in sizes}
-    base_params = {config: trial.base_params for trial in groups for config in trial.members}
     return SweepCost(
         runs=len(sizes),
         seconds=seconds,
         tokens=sum(tokens.values()),
-        flop=sum(
-            count * flop_per_token(base_params=base_params[config], trainable_params=sizes[config])
-            for config, count in tokens.items()
-        ),
+        flop=sum(many * sizes[config].counts.flop_per_token for config, many in tokens.items()),
         memory_bytes=max((trial.memory_bytes for trial in groups), default=0),
-        disk_bytes=sum(4 * size for size in sizes.values()) + checkpoints.most_bytes(max(sizes.values(), default=0)),
+        disk_bytes=sum(size.result_bytes for size in sizes.values())
+        + max((checkpoints.most_bytes(size.counts.trained, size.result_bytes) for size in sizes.values()), default=0),
         free_bytes=files.free_bytes(Path(out).absolute()),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Size:
+    """Of what one method trains, and of what it leaves."""
+
+    counts: Counts
+    result_bytes: int
 
 
 class _Trial:
@@ -106,12 +115,14 @@ class _Trial:
         tokenizer = models.load_tokenizer(config.model)
         plans = [batch_plan(c, tokenizer, context=config.context, part="answer") for _, c in texts.measured]
         self._measured_tokens = sum(block.ids.size for plan in plans for block in plan)
-        observed_s = _observed_s(self._bench) / tried
+        observed_s = _observed_s(self._bench, observed_as(config)) / tried
         self.prepare_s = prepared_s + observed_s * (self._measured_tokens - tried)
-        self.base_params = self._bench.base_params
-        self.params = {adapter: self._size(adapter) for adapter in dict.fromkeys(c.adapter for c in members)}
+        self.sizes = {adapter: self._size(adapter) for adapter in dict.fromkeys(c.adapter for c in members)}
+        self.params = {adapter: size.counts.trained for adapter, size in self.sizes.items()}
         self._speeds = {kind: self._ends(same) for kind, same in _grouped(members, _kind).items()}
-        kept = (self._measured_tokens - tried) * (4 * models.output_head(self._bench.base).shape[1] + 32)
+        head = models.output_head(self._bench.base)
+        each = {"vectors": 4 * head.shape[1] + 32, "states": head.element_size() * head.shape[1]}[observed_as(config)]
+        kept = (self._measured_tokens - tried) * each
         self.memory_bytes = _peak_bytes(self._bench) + kept
 
     def run_s(self, config: RunConfig) -> float:
@@ -123,10 +134,11 @@ class _Trial:
         measured_s = small.measured_s + share * (large.measured_s - small.measured_s)
         return config.steps * update_s + len(config.measured_steps()) * self._measured_tokens * measured_s
 
-    def _size(self, adapter: Adapter) -> int:
+    def _size(self, adapter: Adapter) -> _Size:
         tuned = adapters.attach_adapter(self._bench.base, adapter, seed=0)
         try:
-            return models.trainable_params(tuned)
+            counts = count(tuned, base_params=self._bench.base_params)
+            return _Size(counts=counts, result_bytes=adapters.result_bytes(tuned))
         finally:
             adapters.detach_adapter(tuned)
 
@@ -186,13 +198,14 @@ def _left(config: RunConfig, out: Path, *, retry: bool) -> float:
 
 def _kind(config: RunConfig) -> tuple[object, ...]:
     """What makes updates take the same time but for the number of trained parameters."""
-    return config.batch_size, config.gradient_accumulation_steps, config.optimizer.name, config.adapter.target_modules
+    other = {name: value for name, value in columns(config.adapter).items() if name in ("method", "adapter")}
+    return config.batch_size, config.gradient_accumulation_steps, config.optimizer.name, *other.values()
 
 
-def _observed_s(bench: Workbench) -> float:
+def _observed_s(bench: Workbench, kind: Kind) -> float:
     began = time.monotonic()
     for _, observed in bench.observed:
-        for _ in observe(bench.base, observed.blocks, kind="vectors", corpus=observed.corpus):
+        for _ in observe(bench.base, observed.blocks, kind=kind, corpus=observed.corpus):
             pass
     return time.monotonic() - began
 

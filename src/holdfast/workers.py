@@ -126,7 +126,7 @@ def main() -> None:
 
     work = json.load(sys.stdin)
     runs = tuple(RunConfig.model_validate_json(run) for run in work["runs"])
-    study = Study(source="a worker's runs", runs=runs, raw={})
+    study = Study(source="a worker's runs", runs=runs, raw={}, places={})
     mine: set[str] = set()
 
     def tell(at: Progress) -> None:

@@ -1,0 +1,83 @@
+"""The loss that training lowers, and its gradient, without ever holding all logits."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from holdfast import models
+from holdfast.corpora import Block
+from holdfast.models import Tuned
+
+
+class _TrainingLoss(torch.autograd.Function):
+    """Summed next-token loss of hidden states under an output head, with logits only ever a slice of tokens at a time.
+
+    Equals `cross_entropy(hidden @ head.T, targets, reduction="sum")`: products in the inputs' precision, all else in
+    float32. Gradients are made in the forward pass, so each slice of logits exists once; the head's where it is asked
+    for, summed in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Float[Tensor, "t d"], head: Float[Tensor, "v d"], targets: Int[Tensor, " t"]
+    ) -> Float[Tensor, ""]:
+        gradient = torch.empty_like(hidden)
+        of_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(hidden), 256):
+            rows, wanted = hidden[start : start + 256], targets[start : start + 256, None]
+            logits = (rows @ head.T).float()
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            total += (normaliser - logits.gather(1, wanted)).sum()
+            probabilities = logits.sub_(normaliser).exp_()
+            probabilities.scatter_add_(1, wanted, torch.full_like(normaliser, -1.0))
+            narrow = probabilities.to(head.dtype)
+            gradient[start : start + 256] = narrow @ head
+            if of_head is not None:
+                of_head += narrow.T @ rows
+        ctx.save_for_backward(gradient, of_head)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        gradient, of_head = ctx.saved_tensors
+        return gradient * upstream, None if of_head is None else of_head * upstream, None
+
+
+def batch_loss(tuned: Tuned, block: Block) -> Float[Tensor, ""]:
+    """Summed loss, in nats, over the scored tokens of a batch; the head is never applied to the others."""
+    if models.prompted(tuned):
+        block = _apart(block)
+    head = models.output_head(tuned)
+    ids = torch.from_numpy(block.ids).to(head.device)
+    states = models.hidden_states(tuned, ids=ids, positions=torch.from_numpy(block.positions).to(head.device))
+    scored = torch.from_numpy(block.scored).to(head.device)
+    loss: Tensor = _TrainingLoss.apply(  # type: ignore[no-untyped-call]
+        states[:, :-1][scored[:, 1:]].to(head.dtype), head, ids[scored]
+    )
+    return loss
+
+
+def _apart(block: Block) -> Block:
+    """Packed documents in a row each, padded on the right: every one is to stand behind the virtual tokens."""
+    starts = [(row, int(start)) for row, at in enumerate(block.positions) for start in np.flatnonzero(at == 0)]
+    width = block.ids.shape[1]
+    ends = [
+        following if following_row == row else width
+        for (row, _), (following_row, following) in pairwise([*starts, (-1, 0)])
+    ]
+    longest = max(end - start for (_, start), end in zip(starts, ends, strict=True))
+    columns = {}
+    for field in fields(block):
+        packed = getattr(block, field.name)
+        columns[field.name] = np.zeros((len(starts), longest), dtype=packed.dtype)
+        for alone, (row, start), end in zip(columns[field.name], starts, ends, strict=True):
+            alone[: end - start] = packed[row, start:end]
+    return Block(**columns)
