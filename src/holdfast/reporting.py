@@ -78,7 +78,7 @@ def report(
             else {"joint": _compared(compared), "lines": _lines_compared(compared)},
             "why_no_figures": why_no_figures,
             "numbers": {name: number for number, name in enumerate(drawn, 1)},
-            "ranks": sorted({int(r) for r in table.loc[table["state"] == "done", "r"]}) if drawn else [],
+            "ranks": sorted({int(r) for r in table.loc[table["state"] == "done", "r"].fillna(0)}) if drawn else [],
             "runs": runs_grid(table),
             "unfinished": unfinished_grid(table),
             "finished": table.loc[table["state"] == "done", "run"].nunique(),
