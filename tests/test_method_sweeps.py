@@ -1,6 +1,7 @@
 """A study of methods side by side: its table, its results on disk, its estimate."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from holdfast import adapters, checkpoints, trials
 from holdfast.config import read_study
 from holdfast.errors import ConfigError, ModelError
 from hostile import command
+from test_config import BODY
 from test_methods import BLOCK, ELSEWHERE, METHODS, ROWS
 
 SWEPT = ["lora", "full", "top layer", "ia3", "dora", "pissa", "oft", "prompt"]
@@ -132,6 +134,20 @@ def test_a_study_of_methods_has_a_page(swept: tuple[Path, pd.DataFrame], tmp_pat
     status = command("status", "runs", folder=swept[0])
     assert status.code == 0
     assert "top 1 layers" in status.out
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "which-method.md"
+
+
+def test_the_page_on_methods_says_what_can_be_read(tmp_path: Path) -> None:
+    bare = BODY.replace("adapter:\n  r: 16\n  lora_alpha: 1\n", "").replace("  warmup_steps: 4\n", "")
+    written = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(written) == 5
+    for block in written:
+        (tmp_path / "study.yaml").write_text(bare + block)
+        study = read_study(tmp_path / "study.yaml")
+        adapters.check_methods(study)
+    assert len(study.runs) == 6
 
 
 def test_an_estimate_knows_every_method(swept: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:
