@@ -57,7 +57,7 @@ MODEL_HALF = {
     "checkpoints": {"errors", "files", "models"},
     "losses": {"corpora", "models"},
     "training": {"basecache", "checkpoints", "config", "corpora", "counts", "errors"}
-    | {"evidence", "losses", "meter", "methods", "models", "store"},
+    | {"evidence", "folders", "losses", "meter", "methods", "models", "store"},
     "sweeps": {"adapters", "checkpoints", "config", "counts", "errors", "files"}
     | {"interrupts", "kernels", "models", "store", "training"},
     "trials": {"adapters", "basecache", "checkpoints", "config", "corpora", "counts", "errors"}

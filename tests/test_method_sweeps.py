@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import holdfast
 from holdfast import adapters, checkpoints, trials
 from holdfast.config import read_study
-from holdfast.errors import ConfigError, ModelError
+from holdfast.errors import ConfigError, FitError, ModelError
 from hostile import command
 from test_config import BODY
 from test_methods import BLOCK, ELSEWHERE, METHODS, ROWS
@@ -124,6 +124,16 @@ def test_laws_are_fitted_to_a_method_at_a_time_and_say_when_methods_are_pooled(
     assert any("runs that differ in method are pooled" in warning for warning in laws.warnings)
     assert any("runs that differ in adapter are pooled" in warning for warning in laws.warnings)
     assert laws.params_per_rank is None
+    with pytest.raises(FitError, match="parameters per rank differ"):
+        holdfast.plan(laws, max_forgetting=0.1)
+    whole = swept[1][swept[1]["method"] == "full"]
+    more = [
+        whole.assign(run=f"seed {seed}", kl_base_tuned=whole["kl_base_tuned"] * (1 + seed / 50)) for seed in range(3)
+    ]
+    alone = holdfast.fit(pd.concat(more), skip_fraction=0)
+    assert alone.method == "full"
+    assert alone.ranks == (0,)
+    assert any("only one number of parameters was run" in warning for warning in alone.warnings)
 
 
 def test_a_study_of_methods_has_a_page(swept: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:

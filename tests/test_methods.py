@@ -1,5 +1,7 @@
 """Every way to fine-tune, on a tiny real model: what is trained, that it is trained rightly, and what it leaves."""
 
+import json
+import shutil
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,15 @@ def test_operations_are_those_that_torch_counts(config: RunConfig) -> None:
         products = counter.get_flop_counts()["Global"]
         found = sum(flop for kind, flop in products.items() if "attention" not in str(kind) and "bmm" not in str(kind))
         assert counted.flop_per_token == pytest.approx(found / 40, rel=0.06), name
+
+
+def test_a_quantised_base_is_refused_before_it_is_loaded(config: RunConfig, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(config.model, tmp_path / "base"))
+    held = json.loads((folder / "config.json").read_text())
+    held["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(held))
+    with pytest.raises(ModelError, match="got a base quantised by bitsandbytes, expected one that is not"):
+        training.prepare(config.model_copy(update={"model": str(folder)}), training.read_texts(config), device="cpu")
 
 
 def test_what_a_model_does_not_have_is_refused(config: RunConfig) -> None:

@@ -134,8 +134,9 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
     colour = _rank_colours(points["r"])
     x, y, r = alt.X("steps:Q"), alt.Y(f"{quantity}:Q"), alt.Stroke("r:N", title="Rank", scale=colour)
     band = fitted.mark_area().encode(
-        x, alt.Y("low:Q"), alt.Y2("high"), alt.Fill("r:N", title="Rank", scale=colour), opacity=isolated(0.14, 0)
-    )
+        x, alt.Y("low:Q"), alt.Y2("high"), alt.Fill("r:N", title="Rank", scale=colour),
+        alt.Detail("trainable_params:N"), opacity=isolated(0.14, 0),
+    )  # fmt: skip
     lines = fitted.mark_line(strokeWidth=1.6).encode(
         x, y, r, alt.Detail("trainable_params:N"), opacity=isolated(1, 0.15)
     )

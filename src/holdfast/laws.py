@@ -136,9 +136,8 @@ def _study_warnings(table: pd.DataFrame, used: pd.DataFrame) -> tuple[str, ...]:
     if set(used["schedule"]) != {"constant"}:
         warnings.append("the learning rate is not constant: a checkpoint at N steps is not a run of N steps")
     if used["trainable_params"].nunique() == 1:
-        warnings.append(
-            f"only r = {names_of(used['r'])} was run: the joint laws are in steps alone, and rank is unknown"
-        )
+        one = f"r = {names_of(used['r'])}" if used["r"].notna().all() else "one number of parameters"
+        warnings.append(f"only {one} was run: the joint laws are in steps alone, and rank is unknown")
     return tuple(warnings)
 
 

@@ -16,7 +16,7 @@ from itertools import islice
 
 import torch
 
-from holdfast import checkpoints, models
+from holdfast import checkpoints, folders, models
 from holdfast.basecache import Batch, Kind
 from holdfast.checkpoints import Snapshot
 from holdfast.config import Optimizer, RunConfig
@@ -176,7 +176,14 @@ def prepare(config: RunConfig, texts: Texts, *, device: str) -> Workbench:
     """Load the base, tokenise the texts, and observe the base on the measured ones.
 
     As the run will need it: by cached vectors where its output head stays the base's, else by hidden states.
+
+    Raises:
+        ModelError: the base cannot be loaded, or is quantised.
+        DataError: a text cannot be used.
     """
+    files = folders.read_files(models.locate(config.model), adapter=False)
+    if files.path.is_dir() and (how := files.quantised()):
+        raise ModelError(f"got a base quantised by {how}, expected one that is not: no study trains on it, at model")
     tokenizer = models.load_tokenizer(config.model)
     training = tuple(tokenise(document, tokenizer) for document in texts.training.documents)
     base = models.load_base(config.model, dtype=config.dtype, device=device)

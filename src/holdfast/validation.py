@@ -225,7 +225,12 @@ def _splits(points: pd.DataFrame) -> tuple[list[_Split], list[Skipped]]:
     splits, skipped = [], []
     ranks = points["r"].to_numpy()
     if ranks.min() == ranks.max():
-        skipped.append(Skipped(split="largest rank", reason=f"only r = {ranks[0]} was run"))
+        skipped.append(
+            Skipped(
+                split="largest rank",
+                reason=f"only r = {ranks[0]} was run" if ranks[0] else "no method with ranks was run",
+            )
+        )
     else:
         splits.append(_Split(f"largest rank (r = {ranks.max()})", ranks == ranks.max()))
     steps = points["steps"].to_numpy()
