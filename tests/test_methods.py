@@ -212,6 +212,16 @@ def test_step_0_is_exactly_the_base_in_either_precision(name: str, dtype: str, c
     assert training.measure_on(tuned, bench.observed[0][1]).sums["kl_base_tuned"].any()
 
 
+def test_in_bf16_small_updates_add_up_unseen_until_they_are_a_step(config: RunConfig) -> None:
+    _, bench, tuned = made(config.model_copy(update={"dtype": "bfloat16"}), "full")
+    _, observed = bench.observed[0]
+    for share, seen in ((1e-4, False), (1e-2, True)):
+        with torch.no_grad():
+            for parameter in parameters(tuned).values():
+                parameter.mul_(1 + share)
+        assert training.measure_on(tuned, observed).sums["kl_base_tuned"].any() == seen
+
+
 def test_a_base_that_changed_fails_the_control_of_every_method(config: RunConfig) -> None:
     for name in ("full", "dora", *ELSEWHERE):
         named = config.model_copy(update={"adapter": METHODS[name][0]})
