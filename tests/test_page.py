@@ -62,7 +62,8 @@ def test_the_colours_of_charts_are_those_of_the_page(read):
 def test_still_drawings_are_left_out_once_they_would_be_most_of_the_page(monkeypatch):
     chart = measured_figures.by_kind(measured.checkpoint(measured.corpus()))
     (entry,) = page.figure_entries({"a": chart}, {"a": "caption"})
-    assert entry["svg"] == figures.svg(chart)
+    assert entry["svg"] == figures.still(chart)
+    assert "var(--ink)" in entry["svg"]
     assert (entry["title"], entry["caption"]) == ("Forgetting by kind of token", "caption")
     monkeypatch.setattr(page, "FALLBACK_BYTES", len(entry["svg"]) - 1)
     assert page.figure_entries({"a": chart}, {"a": "caption"})[0]["svg"] is None

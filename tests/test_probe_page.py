@@ -93,7 +93,8 @@ def test_a_hostile_page_draws_its_figures_and_is_silent_and_as_wide_as_a_phone(t
     phone = {"width": 390, "height": 844}
     with chromium() as browser:
         page, heard = watched(browser, file, viewport=phone)
-        page.wait_for_function("document.querySelectorAll('.chart svg').length === 6")
+        page.wait_for_selector("html[data-drawn]", state="attached")
+        assert page.locator(".chart svg").count() == 6
         assert page.evaluate("document.documentElement.scrollWidth") == phone["width"]
         assert page.locator("#findings dt bdi").last.evaluate("node => node.textContent") == visible(payload)
         still, said = watched(browser, file, java_script_enabled=False)

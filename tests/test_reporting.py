@@ -273,7 +273,8 @@ def test_a_hostile_page_draws_its_figures_and_is_silent(browser, tmp_path, table
     plan = planning.plan(fitted, max_forgetting=0.55)
     file.write_text(write(bad, fitted, plan, **everywhere(payload)), encoding="utf-8")
     page, heard = watched(browser, file)
-    page.wait_for_function("document.querySelectorAll('.chart svg').length === 6")
+    page.wait_for_selector("html[data-drawn]", state="attached")
+    assert page.locator(".chart svg").count() == 6
     marks = "[data-figure={}] .mark-symbol.role-mark path"
     for name in ("loss-against-forgetting", "trajectories-target", "trajectories-forgetting"):
         assert page.locator(marks.format(name)).count() == len(laws.points(bad, skip_fraction=0))
@@ -295,11 +296,12 @@ def test_the_page_is_as_wide_as_a_phone_and_needs_no_script(browser, tmp_path, t
     file.write_text(text, encoding="utf-8")
     phone = {"width": 390, "height": 844}
     page, heard = watched(browser, file, viewport=phone)
-    page.wait_for_function("document.querySelectorAll('.chart svg').length === 6")
+    page.wait_for_selector("html[data-drawn]", state="attached")
+    assert page.locator(".chart svg").count() == 6
     assert page.evaluate("document.documentElement.scrollWidth") == phone["width"]
     still, said = watched(browser, file, viewport=phone, java_script_enabled=False)
-    assert still.locator("noscript svg").count() == 6
-    assert still.locator("noscript svg").first.is_visible()
+    assert still.locator(".chart svg").count() == 6
+    assert still.locator(".chart svg").first.is_visible()
     assert heard + said == []
 
 

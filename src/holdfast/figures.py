@@ -181,6 +181,12 @@ def svg(chart: Chart) -> str:
     return str(vl_convert.vegalite_to_svg(json.dumps(specification(chart)), vl_version=vega_lite_version()))
 
 
+def still(chart: Chart) -> str:
+    """The chart as an SVG element for the report, in the page's colours, for as long as no script draws it."""
+    spec = {**page(chart), "width": WIDTH}
+    return str(vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=vega_lite_version()))
+
+
 def vega_lite_version() -> str:
     """The Vega-Lite of the definitions, so that every drawing is by the same library."""
     return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])

@@ -24,7 +24,7 @@ from holdfast.display import visible
 from holdfast.stats import rounded
 
 FALLBACK_BYTES = 400_000
-"""Of all still figures together, for readers without scripts: past this they would be most of the page."""
+"""Of all still figures together: past this they would be most of the page."""
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -89,8 +89,8 @@ def render(
 
 
 def figure_entries(charts: Mapping[str, figures.Chart], captions: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Each chart as `parts.html.j2` draws it: its definition, and a still drawing for readers without scripts."""
-    drawn = {name: figures.svg(chart) for name, chart in charts.items()}
+    """Each chart as `parts.html.j2` draws it: its definition, and a still drawing that is there before any script."""
+    drawn = {name: figures.still(chart) for name, chart in charts.items()}
     small = sum(map(len, drawn.values())) <= FALLBACK_BYTES
     return [
         {
