@@ -5,6 +5,8 @@ import os
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core, so a thread a process
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 install_import_hook(
     [
         "holdfast.kernels",
