@@ -201,8 +201,8 @@ def test_mlflow_holds_what_the_table_holds(tiny: Path, folder: Path, monkeypatch
 
 
 def test_trackio_is_told(tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(folder / "trackio"))  # which it reads when it is imported
     pytest.importorskip("trackio", reason="needs Trackio: pip install 'holdfast[trackio]'")
-    monkeypatch.setenv("TRACKIO_DIR", str(folder / "trackio"))
     answer = sweep(tiny, folder, "--report-to", "trackio")
     assert answer.code == 0, answer.err
     assert "goes on without" not in answer.err
