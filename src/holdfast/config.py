@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from holdfast.errors import ConfigError
 from holdfast.methods import METHODS, Adapter, Count, Names, Number, Part, Text, method_of
-from holdfast.mistakes import Key, Mistakes, Place, alike, clip, read_text, show
+from holdfast.mistakes import Key, Mistakes, Place, alike, clip, clip_path, read_text, show
 
 MAX_RUNS = 10_000
 """Most runs one grid may give."""
@@ -332,7 +332,7 @@ def _run(body: Mapping[str, Any], cell: Mapping[str, tuple[int, Any]], mistakes:
 
 def refusal(study: Study, found: Sequence[tuple[Key, str, str]]) -> ConfigError:
     """What only a library could find wrong, each (key, got, expected) told at the place where it was written."""
-    mistakes = Mistakes(source=clip(study.source), places=dict(study.places))
+    mistakes = Mistakes(source=clip_path(study.source), places=dict(study.places))
     for key, got, expected in found:
         whole, *around = (("grid", ".".join(map(str, key[:n]))) for n in range(len(key), 0, -1))
         at = next((place for place in (whole, key, *around) if place in study.places), key)
@@ -352,7 +352,7 @@ def read_study(path: str | Path, *, overrides: Sequence[str] = ()) -> Study:
         ResourceError: the file is there and may not be read.
     """
     text = read_text(Path(path))
-    mistakes = Mistakes(source=clip(str(path)))
+    mistakes = Mistakes(source=clip_path(str(path)))
     raw = mistakes.parse(text, (), mistakes.at_line)
     if not isinstance(raw, dict):
         got = "nothing" if raw is None else show(raw)

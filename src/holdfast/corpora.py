@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int, Int8
 from holdfast import builtin, chats, rows, sources, wikitext
 from holdfast.errors import DataError
 from holdfast.kinds import token_kinds, without_template
-from holdfast.mistakes import clip, show
+from holdfast.mistakes import clip, clip_path, show
 from holdfast.models import Tokenizer
 
 Part = Literal["answer", "prompt"]
@@ -121,7 +121,9 @@ def read_corpus(spec: str) -> Corpus:
         is_wikitext = there.name.endswith(wikitext.SUFFIXES)
         return _corpus(wikitext.NAME if is_wikitext else there.name.split(".")[0], rows.file_rows(there), spec)
     if not spec.strip() or spec.endswith(rows.SUFFIXES) or spec.startswith((".", "/", "~")):
-        raise DataError(f"got {clip(spec)!r}, expected a file or folder there, at {clip(str(Path(spec).absolute()))}")
+        raise DataError(
+            f"got {clip(spec)!r}, expected a file or folder there, at {clip_path(str(Path(spec).absolute()))}"
+        )
     name = spec.partition("@")[0].partition(":")[0].split("/")[-1]
     if name == wikitext.NAME:
         spec = wikitext.HUB if spec == name else spec

@@ -39,6 +39,12 @@ def clip(text: str) -> str:
     return shown if len(shown) <= 80 else shown[:79] + "…"
 
 
+def clip_path(path: str) -> str:
+    """The same for a place on disk, which is known by its end."""
+    shown = path if path.isprintable() else repr(path)[1:-1]
+    return shown if len(shown) <= 300 else "…" + shown[-299:]
+
+
 def show(value: object) -> str:
     """A value as its writer would recognise it."""
     if value is None or isinstance(value, bool):
@@ -63,7 +69,7 @@ def read_text(path: Path) -> str:
         ConfigError: there is no such file, or it is a folder, too long or not UTF-8.
         ResourceError: the system does not let us read it.
     """
-    name = clip(str(path))
+    name = clip_path(str(path))
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

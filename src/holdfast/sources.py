@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from holdfast import builtin
 from holdfast.errors import ModelError, ResourceError, first_line
-from holdfast.mistakes import clip, show
+from holdfast.mistakes import clip, clip_path, show
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def locate(spec: str) -> Path:
     parts = name.split("/")
     if not spec.strip() or name.startswith((".", "/", "~")) or (len(parts) > 2 and not name.endswith(".gguf")):
         raise ModelError(
-            f"got model {clip(spec)!r}, expected a folder or file there, at {clip(str(Path(spec).absolute()))}"
+            f"got model {clip(spec)!r}, expected a folder or file there, at {clip_path(str(Path(spec).absolute()))}"
         )
     try:
         if name.endswith(".gguf") and len(parts) > 2:
