@@ -317,7 +317,6 @@ REFUSED = {
     "no such model": (["measure", "absent-model", "a", "--text", "builtin:wikipedia"], 3, "ModelError"),
     "no such text": (["measure", "builtin:smollm2", "builtin:smollm2", "--text", "absent.jsonl"], 3, "DataError"),
     "no such task": (["probe", "builtin:smollm2", "builtin:smollm2", "--task", "arc"], 3, "DataError"),
-    "no such task elsewhere": (["probe", "builtin:smollm2", "builtin:smollm2", "--task", "lm_eval:"], 3, "DataError"),
     "no such protocol": (["probe", "builtin:smollm2", "builtin:smollm2", "--protocol", "b"], 2, "ConfigError"),
     "no such precision": (["measure", "builtin:smollm2", "builtin:smollm2", "--dtype", "float8"], 2, "ConfigError"),
 }

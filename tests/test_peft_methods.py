@@ -41,6 +41,8 @@ def test_what_is_not_trained_is_still_pefts() -> None:
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # FROD's
 @pytest.mark.parametrize("kind", KNOWN)
 def test_a_method_by_name(kind: str, tiny: Path, tmp_path: Path) -> None:
+    if kind == "ADAMSS":
+        pytest.importorskip("sklearn", reason="AdaMSS needs scikit-learn")
     method = Peft(method="peft", peft_type=kind, config=SIZED.get(kind, MAPS))
     assert list(adapters._mistakes(method)) == []
     base = base_of(tiny)

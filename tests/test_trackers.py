@@ -249,6 +249,7 @@ def test_a_tracker_that_fails_stops_nothing(
 def test_a_place_that_cannot_be_written_stops_nothing(
     tiny: Path, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    pytest.importorskip("tensorboard", reason="needs TensorBoard: pip install 'holdfast[tensorboard]'")
     (folder / "runs").mkdir()
     (folder / "runs" / "trackers").write_text("in the way")
     assert sweep(tiny, folder, "--report-to", "tensorboard").code == 0
@@ -259,6 +260,7 @@ def test_a_place_that_cannot_be_written_stops_nothing(
 def test_what_is_not_there_is_refused_before_anything_is_made(
     tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("wandb", reason="needs Weights & Biases: pip install 'holdfast[wandb]'")
     for name, said in (("tensorbord", "did you mean 'tensorboard'?"), ("wandb,neptune", "got 'neptune', expected one")):
         answer = sweep(tiny, folder, "--report-to", name)
         assert answer.code == 2
