@@ -69,3 +69,20 @@ def test_a_miniature_runs_from_the_command_to_its_pages_and_goes_on_after_a_stop
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("records.jsonl")}
     assert CliRunner().invoke(app, command).exit_code == 0
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("records.jsonl")}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_diverged_is_told_by_the_exit_code(
+    tiny: Path, texts: tuple[Path, Path], tmp_path: Path, cache: Path
+) -> None:
+    small = {
+        "model": tiny, "dtype": "float32", "target.held_out": 4, "retain": f"[{texts[1]}]", "steps": 3, "batch_size": 1,
+        "gradient_accumulation_steps": 1, "context": 64, "measure.points": 1, "grid.adapter.r": "[2]",
+        "grid.optimizer.learning_rate": "[0.01, 1.0e+30]",
+    }  # fmt: skip
+    command = ["reproduce", "kalajdzievski2024", "--openorca", "none", "--news", str(texts[0]), "--limit", "2"]
+    command += ["--output-dir", str(tmp_path / "out"), *(f"--set={key}={value}" for key, value in small.items())]
+    said = CliRunner().invoke(app, command)
+    states = {json.loads(path.read_text())["state"] for path in tmp_path.glob("out/news/runs/*/failed.json")}
+    assert (said.exit_code, states) == (4, {"diverged"})
+    assert (tmp_path / "out" / "news" / "advbench.html").is_file()

@@ -17,8 +17,6 @@ from holdfast.interrupts import stopping
 from holdfast.options import Budget, Device, Json, Retry, Runs, print_json, typed
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from holdfast.behaviour import ProbeReport
     from holdfast.config import Study
 
@@ -132,15 +130,21 @@ def reproduce(
         with terminal.MeasureProgress() as tell:
             return probing.probe(base=base, tuned=str(runs), tasks=[task], limit=limit, device=device, tell=tell)
 
-    def sweep(study: Study, runs: Path) -> DataFrame:
-        return sweep_screens.sweep_with_progress(
+    whole = True
+
+    def sweep(study: Study, runs: Path) -> None:
+        nonlocal whole
+        table = sweep_screens.sweep_with_progress(
             study, output_dir=runs, device=device, keep_adapters=True, workers=workers
         )
+        whole &= bool((table["state"] == "done").all())
 
     for published in reproducing.reproduce(
         made, out, sweep=sweep, probe=probe, limit=limit, commands=[typed()]
     ).values():
         terminal.show_published(published)
+    if not whole:
+        raise typer.Exit(4)
 
 
 @app.command()

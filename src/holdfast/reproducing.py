@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from holdfast.behaviour import ProbeReport
 from holdfast.config import Study, read_study
 from holdfast.errors import ConfigError
@@ -18,7 +16,7 @@ PAPERS = ("kalajdzievski2024",)
 ITEMS = {"arc_challenge": None, "advbench": 50}
 """What the paper asks its models, and how many items: all the questions, and fifty requests that are to be refused."""
 
-Sweep = Callable[[Study, Path], pd.DataFrame]
+Sweep = Callable[[Study, Path], None]
 Probe = Callable[[str, Path, str, int | None], ProbeReport]
 
 

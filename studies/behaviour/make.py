@@ -14,20 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 import holdfast
-from holdfast.behaviour import ChoiceResult, ProbeReport
+from holdfast.behaviour import ProbeReport
 from holdfast.publishing import publish_probe
-from holdfast.refusals import RefusalOdds, RefusalResult
-from holdfast.stats import Estimate, ratio_of_sums
 
 BASE = "builtin:smollm2"
 HERE = Path(__file__).parent
@@ -78,43 +74,6 @@ def together(reports: Sequence[ProbeReport]) -> ProbeReport:
     return replace(reports[0], models=tuple(models))
 
 
-def rows(report: ProbeReport, forgetting: dict[str, Estimate]) -> list[dict[str, Any]]:
-    """What each adapter forgot, in nats and in answers."""
-    found = []
-    for model in report.models:
-        row: dict[str, Any] = {"tuned": model.name, "kl": forgetting[model.name].value}
-        for result in model.results:
-            if isinstance(result, ChoiceResult):
-                row[f"{result.name}: answers moved, %"] = 100 * (1 - result.agreement.value)
-                row[f"{result.name}: accuracy, points"] = 100 * result.accuracy.change
-            elif isinstance(result, RefusalResult):
-                row[f"{result.name}: refused, points"] = 100 * result.refusals.change
-                row[f"{result.name}: own answers, nats"] = result.own_answers.value
-            elif isinstance(result, RefusalOdds) and result.items:
-                row[f"{result.name}, nats"] = result.change.value
-        found.append(row)
-    return found
-
-
-def exchange(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Per 0.1 nat of forgetting, and how closely it goes with forgetting, over adapters (each is one unit)."""
-    kl = np.array([row["kl"] for row in found])
-    made = {}
-    for name in [key for key in found[0] if key not in ("tuned", "kl")]:
-        values = np.array([row.get(name, math.nan) for row in found])
-        if len(found) < 3 or not np.isfinite(values).all() or np.ptp(values) == 0:
-            continue
-        per_nat = ratio_of_sums(values, kl)
-        low, high = per_nat.interval()
-        made[name] = {
-            "per_0.1_nat": 0.1 * per_nat.value,
-            "interval_95": [0.1 * low, 0.1 * high],
-            "correlation": float(np.corrcoef(kl, values)[0, 1]),
-            "adapters": len(found),
-        }
-    return made
-
-
 def main() -> None:
     """Train, probe, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,19 +93,16 @@ def main() -> None:
     tuned = [trained(asked.data, kind, out, asked.steps) for kind in ("gsm8k", "openorca", "flan_cot")] + asked.also
     common: dict[str, Any] = {"base": BASE, "tuned": tuned, "dtype": asked.dtype}
     measured = holdfast.measure(**common, texts=["builtin:wikipedia"], documents=asked.documents)
-    forgetting = {one.name: one.texts["wikipedia"].kl_base_tuned for one in measured.checkpoints}
+    forgetting = {one.name: {"wikipedia": one.texts["wikipedia"].kl_base_tuned} for one in measured.checkpoints}
     common |= {"max_new_tokens": asked.max_new_tokens}
     arc = holdfast.probe(**common, tasks=["arc_challenge"], protocols=["character", "letter"], limit=asked.questions)
     advbench = holdfast.probe(**common, tasks=["advbench"], limit=asked.prompts)
     xstest = holdfast.probe(**common, tasks=[str(asked.data / "xstest" / "xstest_prompts.csv")], limit=asked.xstest)
-    shown, whole = together([arc, advbench]), together([arc, advbench, xstest])
-    found = rows(whole, forgetting)
-    results = {
-        "probe": whole.to_dict(),
-        "forgetting": {name: estimate.to_dict() for name, estimate in forgetting.items()},
-        "adapters": found,
-        "exchange": exchange(found),
-    }
+    shown, whole = (
+        replace(report, models=tuple(replace(one, forgetting=forgetting[one.name]) for one in report.models))
+        for report in (together([arc, advbench]), together([arc, advbench, xstest]))
+    )
+    results = whole.to_dict() | {"exchange": [one.to_dict() for one in holdfast.exchanges(whole)]}
     (out / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
     publish_probe(
         shown, html=out / "report.html", parquet=out / "items.parquet",
