@@ -10,6 +10,7 @@
 Names are loaded when first used: reading and fitting results never imports torch.
 """
 
+import logging
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from holdfast.store import table
     from holdfast.sweeps import sweep
     from holdfast.validation import Validation, validate
+
+# On some CPUs it warns of a kernel of its own that is missing, whenever peft is imported, quantised or not.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOME = {
     "Estimate": "stats",
