@@ -50,7 +50,11 @@ class Text:
 
 
 GOOD, ONE, USER = lines(KELP), lines(KELP[:1]), {"role": "user", "content": "x"}
-BROKEN, EMPTY, COLUMNS = r"got broken JSON \(", "expected a text that is not empty", "expected a column 'text', columns"
+BROKEN, EMPTY, COLUMNS = (
+    r"got broken JSON \(",
+    "expected a text that is not empty",
+    "expected 'text', 'prompt' and 'completion'",
+)
 
 
 def _texts(group: str, cases: dict[str, tuple[Made, str]]) -> list[Text]:

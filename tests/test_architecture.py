@@ -38,14 +38,16 @@ SHARED = {
 }
 MODEL_HALF = {
     "builtin": {"errors"},
-    "kernels": set(),
+    "packed": set(),
+    "kernels": {"packed"},
+    "lora": set(),
     "metrics": set(),
     "sources": {"builtin", "errors", "mistakes"},
     "folders": {"errors", "mistakes", "sources"},
     "thawed": set(),
     "models": {"builtin", "errors", "folders", "metrics", "sources", "thawed"},
     "counts": {"costs", "models", "thawed"},
-    "adapters": {"config", "errors", "files", "folders", "methods", "mistakes", "models", "sources", "thawed"},
+    "adapters": {"config", "errors", "files", "folders", "lora", "methods", "mistakes", "models", "sources", "thawed"},
     "kinds": {"evidence"},
     "wikitext": set(),
     "chats": {"errors", "models"},
@@ -55,7 +57,7 @@ MODEL_HALF = {
     "basecache": {"builtin", "errors", "metrics"},
     "meter": {"basecache", "corpora", "errors", "evidence", "kernels", "metrics", "models", "store"},
     "checkpoints": {"errors", "files", "models"},
-    "losses": {"corpora", "models"},
+    "losses": {"corpora", "kernels", "models"},
     "training": {"basecache", "checkpoints", "config", "corpora", "counts", "errors"}
     | {"evidence", "folders", "losses", "meter", "methods", "models", "store"},
     "sweeps": {"adapters", "checkpoints", "config", "counts", "errors", "files"}
@@ -265,7 +267,7 @@ ALLOWED = SHARED | MODEL_HALF | ANALYSIS_HALF | ENTRY | INTEGRATIONS
 # The only modules that may import each of these libraries.
 OWNED = {
     "transformers": {"models"},
-    "peft": {"adapters", "models"},
+    "peft": {"adapters", "lora", "models"},
     "datasets": {"rows"},
     "huggingface_hub": {"cards", "sources"},
     "typer": {"cli", "law_commands", "options", "report_commands"},

@@ -226,3 +226,27 @@ def test_a_copy_of_a_document_counts_once() -> None:
     texts = [f"text {i}" for i in range(9)]
     assert corpus(*texts, *texts).sample(None).fingerprint == corpus(*texts).sample(None).fingerprint
     assert len(corpus(*texts, *texts).sample(5).documents) == 5
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "2 + 2?", "answer": "4"}, "4"),
+        ({"question": "2 + 2?", "answer": "4", "rationale": "Two and two."}, "Two and two. The answer is 4."),
+        ({"question": "2 + 2?", "answer": "4", "response": "Four.", "id": 7}, "Four."),
+    ],
+)
+def test_questions_are_conversations(tmp_path: Path, row: dict[str, object], said: str) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (document,) = read_corpus(str(path)).documents
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": said}]
+    assert document.content == {"messages": turns}
+
+
+@pytest.mark.parametrize("answer", [None, 4, "  "])
+def test_an_answer_is_a_text(tmp_path: Path, answer: object) -> None:
+    path = tmp_path / "asked.jsonl"
+    path.write_text(json.dumps({"question": "2 + 2?", "answer": answer}) + "\n")
+    with pytest.raises(DataError, match=r"for what the assistant says, expected a text, at .*asked.jsonl:1"):
+        read_corpus(str(path))

@@ -24,6 +24,7 @@ from holdfast import files
 from holdfast.config import Study, refusal
 from holdfast.errors import ModelError, StoreError, as_ours, first_line
 from holdfast.folders import read_files
+from holdfast.lora import quicken
 from holdfast.methods import Adapter, Full, Ia3, Lora, Peft, TopLayers
 from holdfast.mistakes import Key, alike, show
 from holdfast.models import Adapted, Base, Tokenizer, Tuned, causal, check_finite, check_head, prompted, quiet
@@ -157,6 +158,7 @@ def attach_adapter(base: Base, adapter: Adapter, *, seed: int) -> Tuned:
     except ModelError:
         detach_adapter(tuned)
         raise
+    quicken(tuned)
     return tuned
 
 

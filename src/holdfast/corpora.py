@@ -24,7 +24,7 @@ from holdfast.models import Tokenizer
 Part = Literal["answer", "prompt"]
 """Which tokens of a document are to be predicted: what the model is to say, or what it is given before that."""
 
-_FORMATS = "a column 'text', columns 'prompt' and 'completion', 'question' and 'response', or a column 'messages'"
+_FORMATS = "'text', 'prompt' and 'completion', 'messages', or 'question' with 'response' or 'answer', for columns"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +103,10 @@ def read_corpus(spec: str) -> Corpus:
 
     A spec is `builtin:name`, a `.jsonl[.gz]`, `.parquet` or `.txt` path, a folder of them, or
     `org/name[:config][@split]` from the hub (split `train` unless named). A `.txt` file is one document. Column
-    formats are TRL's, and OpenOrca's (`system_prompt`, `question`, `response`: a conversation). WikiText, as a `.raw`
-    or `.tokens` file or from the hub, has a document per article, with its own spacing and line breaks; `wikitext`
-    alone is the test set of WikiText-103.
+    formats are TRL's, and those of questions, which make a conversation: OpenOrca's (`system_prompt`, `question`,
+    `response`), GSM8K's (`question`, `answer`) and FLAN's chains of thought (`rationale` too, said before the answer).
+    WikiText, as a `.raw` or `.tokens` file or from the hub, has a document per article, with its own spacing and line
+    breaks; `wikitext` alone is the test set of WikiText-103.
 
     Raises:
         DataError: nothing there, an unreadable row, or no known columns; the message names file and row.
@@ -170,8 +171,11 @@ def _of_known_format(row: Mapping[str, Any], place: str) -> Document:
         return Document(
             content={"messages": [{"role": m["role"], "content": m["content"]} for m in messages]}, place=place
         )
-    if "question" in row and "response" in row:
-        said = {"system": row.get("system_prompt") or "", "user": row["question"], "assistant": row["response"]}
+    reply = next((key for key in ("response", "answer") if "question" in row and key in row), None)
+    if reply is not None:
+        said = {"system": row.get("system_prompt") or "", "user": row["question"], "assistant": row[reply]}
+        if reply == "answer" and row.get("rationale"):
+            said["assistant"] = f"{row['rationale']} The answer is {row['answer']}."
         for role, text in said.items():
             if not isinstance(text, str) or (role != "system" and not text.strip()):
                 raise DataError(f"got {show(text)} for what the {role} says, expected a text, at {place}")

@@ -1,7 +1,7 @@
 """Which precision this machine is fast in, and the two costliest operations of a forward pass, faster than torch's own.
 
 Every model, adapter and library calls torch's `linear` and `scaled_dot_product_attention`; inside `fast_kernels` these
-two are answered here. Measured on one AMD CPU (LOG.md). On a GPU and with gradients all is torch's own.
+two are answered here. Measured on one AMD CPU (LOG.md). On a GPU all is torch's own; with gradients, all but attention.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+
+from holdfast.packed import PackedAttention, documents_of
 
 # Query rows multiplied at once, all heads that share keys counted: their scores stay in a core's cache.
 _ROWS = 96
@@ -43,11 +45,15 @@ def fastest_dtype(device: str) -> str:
 
 
 class fast_kernels(TorchFunctionMode):  # noqa: N801  (a context, named like torch.no_grad)
-    """Inside: float32 matrix products by oneDNN, causal attention by `causal_attention`, both without gradients.
+    """Inside: float32 matrix products by oneDNN without gradients, causal attention by ours with and without.
 
     The same sums in another order: errors against float64 are those of torch's own. Base and tuned model must both be
     run inside, or both outside. A class because torch's documented way to answer a function's calls is one.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: tuple[Tensor | None, list[int] | None] = (None, None)  # a mask is every layer's
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (),
@@ -56,9 +62,43 @@ class fast_kernels(TorchFunctionMode):  # noqa: N801  (a context, named like tor
         """What torch calls for every function; all but two go through."""
         ours: dict[Callable[..., Any], Callable[..., Any]] = {
             linear: _linear,
-            scaled_dot_product_attention: _attention,
+            scaled_dot_product_attention: self._attention,
         }
         return ours.get(func, func)(*args, **(kwargs or {}))
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        plain = query.ndim == 4 and query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
+        same = query.dtype == key.dtype == value.dtype and query.shape[2] == key.shape[2] <= _LONGEST
+        grouped = enable_gqa or query.shape[1] == key.shape[1]
+        if plain and same and grouped and dropout_p == 0:
+            factor = query.shape[-1] ** -0.5 if scale is None else scale
+            learning = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+            if not torch.is_grad_enabled() and is_causal and attn_mask is None:
+                return causal_attention(query, key, value, scale=factor)
+            documents = self._documents(query, attn_mask, is_causal=is_causal) if learning else None
+            if documents is not None:
+                attended: Tensor = PackedAttention.apply(query, key, value, documents, factor)  # type: ignore[no-untyped-call]
+                return attended
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
+            enable_gqa=enable_gqa,
+        )  # fmt: skip
+
+    def _documents(self, query: Tensor, mask: Tensor | None, *, is_causal: bool) -> list[int] | None:
+        """Lengths of the documents in which a causal model attends, None where it attends otherwise."""
+        batch, _, length, _ = query.shape
+        if query.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
+            return None
+        if mask is None:
+            return [length] * batch if is_causal else None
+        if mask.dtype != torch.bool or mask.shape != (batch, 1, length, length):
+            return None
+        if self._known[0] is not mask:
+            self._known = (mask, documents_of(mask))
+        return self._known[1]
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -68,22 +108,6 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         product: Tensor = linear(input.to_mkldnn(), weight, bias).to_dense()
         return product
     return linear(input, weight, bias)
-
-
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> Tensor:  # fmt: skip
-    causal = is_causal and attn_mask is None and dropout_p == 0 and not torch.is_grad_enabled()
-    plain = query.ndim == 4 and query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
-    same = query.dtype == key.dtype == value.dtype and query.shape[2] == key.shape[2] <= _LONGEST
-    grouped = enable_gqa or query.shape[1] == key.shape[1]
-    if causal and plain and same and grouped:
-        return causal_attention(query, key, value, scale=query.shape[-1] ** -0.5 if scale is None else scale)
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale,
-        enable_gqa=enable_gqa,
-    )  # fmt: skip
 
 
 def causal_attention(

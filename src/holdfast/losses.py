@@ -13,6 +13,7 @@ from torch import Tensor
 
 from holdfast import models
 from holdfast.corpora import Block
+from holdfast.kernels import fast_kernels
 from holdfast.models import Tuned
 
 
@@ -57,7 +58,9 @@ def batch_loss(tuned: Tuned, block: Block) -> Float[Tensor, ""]:
         block = _apart(block)
     head = models.output_head(tuned)
     ids = torch.from_numpy(block.ids).to(head.device)
-    states = models.hidden_states(tuned, ids=ids, positions=torch.from_numpy(block.positions).to(head.device))
+    positions = torch.from_numpy(block.positions).to(head.device)
+    with fast_kernels():
+        states = models.hidden_states(tuned, ids=ids, positions=positions)
     scored = torch.from_numpy(block.scored).to(head.device)
     loss: Tensor = _TrainingLoss.apply(  # type: ignore[no-untyped-call]
         states[:, :-1][scored[:, 1:]].to(head.dtype), head, ids[scored]
