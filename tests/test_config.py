@@ -159,6 +159,25 @@ def test_the_grid_supplies_and_replaces_what_the_body_holds(tmp_path: Path) -> N
     assert [run.retain for run in read(tmp_path, retained).runs] == [("a",), ("a",), ("a", "b"), ("a", "b")]
 
 
+def test_a_series_is_in_equal_ratios_and_whole_between_whole_ends(tmp_path: Path) -> None:
+    grid = "grid:\n  adapter.r: {from: 8, to: 256, points: 6}\n  steps: {from: 100, to: 10, points: 3}\n"
+    runs = read(tmp_path, BODY + grid, "optimizer.warmup_steps=0").runs
+    assert [run.adapter.r for run in runs[::3]] == [8, 16, 32, 64, 128, 256]
+    assert [run.steps for run in runs[:3]] == [100, 32, 10]
+    rates = read(tmp_path, BODY + "grid: {optimizer.learning_rate: {from: 1e-4, to: 1e-2, points: 5}}\n").runs
+    spelled = [1e-4, 3.16227766017e-4, 1e-3, 3.16227766017e-3, 1e-2]
+    assert [run.optimizer.learning_rate for run in rates] == spelled
+    assert rates[2].name == read(tmp_path, BODY, "optimizer.learning_rate=0.001").runs[0].name
+
+
+def test_several_grids_are_joined_and_a_run_of_two_is_made_once(tmp_path: Path) -> None:
+    text = BODY + "grid:\n- {adapter.r: [4, 16, 64]}\n- {adapter.r: [16], seed: [0, 1, 2]}\n"
+    runs = read(tmp_path, text).runs
+    assert [(run.adapter.r, run.seed) for run in runs] == [(4, 0), (16, 0), (64, 0), (16, 1), (16, 2)]
+    assert [(run.adapter.r, run.seed) for run in read(tmp_path, text, "adapter.r=8").runs] == [(8, 0), (8, 1), (8, 2)]
+    assert len(read(tmp_path, text, "grid={seed: [1, 2]}").runs) == 2
+
+
 def test_a_name_needs_the_dtype_decided(tmp_path: Path) -> None:
     (run,) = read(tmp_path, BODY.replace("dtype: float32\n", "")).runs
     with pytest.raises(ConfigError, match="dtype: got 'auto', expected 'bfloat16' or 'float32'"):
@@ -290,7 +309,8 @@ def test_the_schema_agrees_with_the_reader(tmp_path: Path) -> None:
     validator = jsonschema.Draft202012Validator(schema)
     good = read(tmp_path, BODY).raw
     moved = {key: value for key, value in good.items() if key != "adapter"} | {"grid": {"adapter.r": [4]}}
-    for study in (good, moved, dict(good, grid=None), dict(good, grid={"retain": [["a"], ["b"]]})):
+    several = moved | {"grid": [{"adapter.r": {"from": 4, "to": 8, "points": 2}}, {"adapter.r": [4], "seed": [0, 1]}]}
+    for study in (good, moved, several, dict(good, grid=None), dict(good, grid={"retain": [["a"], ["b"]]})):
         validator.validate(study)
     less = {key: value for key, value in good.items() if key != "adapter"}
     for study in (
@@ -304,6 +324,10 @@ def test_the_schema_agrees_with_the_reader(tmp_path: Path) -> None:
         dict(less, grid={"adapter.layers": [1]}),
         dict(good, grid={"adapter": [1]}),
         dict(good, grid={"steps": []}),
+        dict(good, grid=[]),
+        dict(less, grid=[{"adapter.r": [4]}, {"seed": [0, 1]}]),
+        dict(good, grid={"steps": {"from": 10, "to": 20}}),
+        dict(good, grid={"steps": {"from": 0, "to": 20, "points": 3}}),
     ):
         assert not validator.is_valid(study)
     described = [

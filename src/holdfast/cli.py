@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -66,6 +66,18 @@ def sweep(
     report_to: Annotated[
         list[str] | None, typer.Option(help="wandb, trackio, tensorboard, mlflow; repeatable, or with commas.")
     ] = None,
+    until_interval: Annotated[
+        float | None,
+        typer.Option(
+            help="Then go on with runs of its own choice, until the plan's interval is so wide, nats per token."
+        ),
+    ] = None,
+    budget_hours: Annotated[
+        float | None, typer.Option(help="With --until-interval: most hours of running, the study's own runs included.")
+    ] = None,
+    max_forgetting: Annotated[
+        float, typer.Option(help="With --until-interval: of the plan, the most forgetting to accept, nats per token.")
+    ] = 0.05,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Try a few steps, say what it will take, stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -73,23 +85,29 @@ def sweep(
 
     Ctrl-C or a kill loses nothing: the same command goes on, bit for bit. Several processes may work on one folder.
 
-    Example: `holdfast sweep study.yaml --output-dir runs --set steps=128 --set grid.adapter.r=[8,32]`
+    Example: `holdfast sweep study.yaml --output-dir runs --set steps=128 --set grid.adapter.r=[8,32]`; or
+    `holdfast sweep study.yaml --until-interval 0.02 --budget-hours 3`
     """
     from holdfast import sweep_screens
     from holdfast.config import read_study
 
     read = read_study(study, overrides=overrides or [])
+    goal = sweep_screens.goal(until_interval, budget_hours, max_forgetting, at_once=workers)
+    options: dict[str, Any] = {"output_dir": output_dir, "device": device, "retry_failed": retry_failed}
     if dry_run:
-        cost = sweep_screens.estimated(read, output_dir=output_dir, device=device, retry_failed=retry_failed)
+        foreseen = sweep_screens.foreseen(read, goal=goal, **options)
         if as_json:
-            print_json(cost.to_dict())
+            print_json(foreseen)
         return
-    table = sweep_screens.sweep_with_progress(
-        read, output_dir=output_dir, device=device, retry_failed=retry_failed, keep_adapters=keep_adapters,
-        workers=workers, report_to=[name.strip() for part in report_to or [] for name in part.split(",")],
-    )  # fmt: skip
+    options |= {"keep_adapters": keep_adapters, "workers": workers}
+    options["report_to"] = [name.strip() for part in report_to or [] for name in part.split(",")]
+    if goal is None:
+        table = sweep_screens.sweep_with_progress(read, **options)
+    else:
+        table, ended = sweep_screens.sweep_until(read, goal=goal, **options)
     if as_json:
-        print_json(json.loads(table.to_json(orient="records", double_precision=15)))
+        rows = json.loads(table.to_json(orient="records", double_precision=15))
+        print_json(rows if goal is None else {"pursuit": ended.to_dict(), "table": rows})
     if not (table["state"] == "done").all():
         raise typer.Exit(4)
 

@@ -1,7 +1,7 @@
 """What a run is, what a study is, and reading a study file with every mistake located.
 
 A `RunConfig` holds exactly what can change a run's numbers; its hash is the run's name. A study file is the same
-fields plus `grid`, lists of values whose product gives the runs.
+fields plus `grid`, lists of values whose product gives the runs, or several such grids, whose runs are joined.
 """
 
 import copy
@@ -24,9 +24,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from holdfast.errors import ConfigError
 from holdfast.methods import METHODS, Adapter, Count, Names, Number, Part, Text, method_of
 from holdfast.mistakes import Key, Mistakes, Place, alike, clip, clip_path, read_text, show
+from holdfast.series import axis
 
 MAX_RUNS = 10_000
-"""Most runs one grid may give."""
+"""Most runs one study may give."""
 
 
 class Target(Part):
@@ -131,12 +132,12 @@ class RunConfig(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study file that was read: its runs in the order of the grid, the first key varying slowest."""
+    """A study file that was read: its runs in the order of its grids, the first key of each varying slowest."""
 
     source: str
     """Path it was read from."""
     runs: tuple[RunConfig, ...]
-    """Distinct configs, one per cell of the grid."""
+    """Distinct configs, one per cell of the grids."""
     raw: Mapping[str, Any]
     """The file as written, overrides applied."""
     places: Mapping[Key, Place]
@@ -242,8 +243,8 @@ def _override(raw: dict[str, Any], text: str, mistakes: Mistakes) -> None:
     mistakes.forget(path)
     mistakes.places[path] = place
     parsed = mistakes.parse(value, path, lambda _: place)
-    if path[0] != "grid" and isinstance(raw.get("grid"), dict):
-        raw["grid"] = {key: axis for key, axis in raw["grid"].items() if not f"{key}.".startswith(f"{name}.")}
+    if path[0] != "grid":
+        raw["grid"] = _without(raw.get("grid"), name)
     section = raw
     for n, part in enumerate(path[:-1], start=1):
         if section.get(part) is None:
@@ -256,31 +257,50 @@ def _override(raw: dict[str, Any], text: str, mistakes: Mistakes) -> None:
     section[path[-1]] = parsed
 
 
-def _axes(grid: object, mistakes: Mistakes) -> dict[str, list[Any]]:
+def _without(grid: Any, name: str) -> Any:
+    """A grid, or several, that no longer varies a key or what is in it."""
+    if isinstance(grid, list):
+        return [_without(each, name) for each in grid]
+    if not isinstance(grid, dict):
+        return grid
+    return {key: axis for key, axis in grid.items() if not f"{key}.".startswith(f"{name}.")}
+
+
+def _grids(written: object, mistakes: Mistakes) -> dict[Key, dict[str, list[Any]]]:
+    """Where each grid was written, and its axes; those of one value where there are too many runs."""
+    if written == []:
+        mistakes.add(("grid",), got="[]", expected="at least one grid")
+    each: dict[Key, Any] = {("grid",): written}
+    if isinstance(written, list):
+        each = {("grid", n): one for n, one in enumerate(written)}
+    grids = {where: _axes(grid, where, mistakes) for where, grid in each.items()}
+    size = sum(math.prod(len(values) for values in axes.values()) for axes in grids.values())
+    if size > MAX_RUNS:
+        mistakes.add(("grid",), got=f"{size:,} runs", expected=f"at most {MAX_RUNS:,}")
+        return {where: {key: values[:1] for key, values in axes.items()} for where, axes in grids.items()}
+    for where, axes in grids.items():
+        for key, values in axes.items():
+            for i, value in enumerate(values):
+                if value in values[:i]:
+                    mistakes.add((*where, key, i), got=f"{show(value)} twice", expected="each value once")
+    return grids
+
+
+def _axes(grid: object, where: Key, mistakes: Mistakes) -> dict[str, list[Any]]:
     """The axes of a grid; one that cannot be used holds one None, so that the rest is still checked."""
-    if grid is None:
+    if grid is None and where == ("grid",):
         return {}
     if not isinstance(grid, dict):
-        mistakes.add(("grid",), got=show(grid), expected="a mapping from dotted keys to lists of values")
+        mistakes.add(where, got=show(grid), expected="a mapping from dotted keys to lists of values")
         return {}
     axes: dict[str, list[Any]] = {}
     for key, values in grid.items():
+        place = (*where, key)
         if key not in (*LEAVES, *_WHOLE) and not key.startswith(OWN):
             hint = _suggest(key, LEAVES)
-            mistakes.add(("grid", key), got="an unknown key", expected=f"a dotted key of the study{hint}")
+            mistakes.add(place, got="an unknown key", expected=f"a dotted key of the study{hint}")
             continue
-        if not isinstance(values, list) or not values:
-            mistakes.add(("grid", key), got=show(values), expected="a list of at least one value")
-            mistakes.refused.add(("grid", key))
-        axes[key] = values if isinstance(values, list) and values else [None]
-    size = math.prod(len(values) for values in axes.values())
-    if size > MAX_RUNS:
-        mistakes.add(("grid",), got=f"{size:,} runs", expected=f"at most {MAX_RUNS:,}")
-        return {key: values[:1] for key, values in axes.items()}
-    for key, values in axes.items():
-        for i, value in enumerate(values):
-            if value in values[:i]:
-                mistakes.add(("grid", key, i), got=f"{show(value)} twice", expected="each value once")
+        axes[key] = axis(values, place, mistakes) or [None]
     return axes
 
 
@@ -296,8 +316,10 @@ def _put(draft: dict[str, Any], key: Sequence[str], value: Any) -> None:
         _put(draft[first], rest, value)
 
 
-def _run(body: Mapping[str, Any], cell: Mapping[str, tuple[int, Any]], mistakes: Mistakes) -> RunConfig | None:
-    """The run in one cell of the grid (value and its number for each key), None where there are mistakes."""
+def _run(
+    body: Mapping[str, Any], cell: Mapping[str, tuple[int, Any]], where: Key, mistakes: Mistakes
+) -> RunConfig | None:
+    """The run in one cell of a grid (value and its number for each key), None where there are mistakes."""
     draft: dict[str, Any] = copy.deepcopy(dict(body))
     for dotted, (_, value) in sorted(cell.items(), key=lambda item: item[0].count(".")):  # a section before its keys
         _put(draft, dotted.split("."), copy.deepcopy(value))
@@ -321,10 +343,10 @@ def _run(body: Mapping[str, Any], cell: Mapping[str, tuple[int, Any]], mistakes:
             axis = ".".join(str(part) for part in key[:n])
             inside = [longer for longer in cell if longer.startswith(f"{axis}.")] if n == len(key) else []
             if axis in cell and axis.count(".") == n - 1:
-                key = ("grid", axis, cell[axis][0], *key[n:])
+                key = (*where, axis, cell[axis][0], *key[n:])
                 break
             if inside and details["type"] == "extra_forbidden":  # a section that the grid alone speaks of
-                key = ("grid", inside[0])
+                key = (*where, inside[0])
                 break
         mistakes.add(key, got=got, expected=expected)
     return None
@@ -333,9 +355,10 @@ def _run(body: Mapping[str, Any], cell: Mapping[str, tuple[int, Any]], mistakes:
 def refusal(study: Study, found: Sequence[tuple[Key, str, str]]) -> ConfigError:
     """What only a library could find wrong, each (key, got, expected) told at the place where it was written."""
     mistakes = Mistakes(source=clip_path(study.source), places=dict(study.places))
+    axes = {place[-1]: place for place in study.places if place[:1] == ("grid",)}
     for key, got, expected in found:
-        whole, *around = (("grid", ".".join(map(str, key[:n]))) for n in range(len(key), 0, -1))
-        at = next((place for place in (whole, key, *around) if place in study.places), key)
+        whole, *around = (axes.get(".".join(map(str, key[:n])), ()) for n in range(len(key), 0, -1))
+        at = next((place for place in (whole, key, *around) if place and place in study.places), key)
         mistakes.add(key if at == key else ("grid", *key), got=got, expected=expected, place=study.places.get(at))
     return mistakes.error()
 
@@ -343,9 +366,9 @@ def refusal(study: Study, found: Sequence[tuple[Key, str, str]]) -> ConfigError:
 def read_study(path: str | Path, *, overrides: Sequence[str] = ()) -> Study:
     """Read a study file, put the overrides in, and check every run it asks for.
 
-    An override is "dotted.key=value" with the value in YAML; "grid.adapter.r=[4, 8]" sets an axis of the grid. A
-    value in the grid replaces the one in the body, so a body may keep a default; an override of the body, being the
-    last word, takes its key off the grid.
+    An override is "dotted.key=value" with the value in YAML; "grid.adapter.r=[4, 8]" sets an axis of the only grid. A
+    value in a grid replaces the one in the body, so a body may keep a default; an override of the body, being the
+    last word, takes its key off every grid.
 
     Raises:
         ConfigError: with every mistake found, one a line: "file:line: key: got X, expected Y".
@@ -361,10 +384,12 @@ def read_study(path: str | Path, *, overrides: Sequence[str] = ()) -> Study:
         raw = {}
     for override in overrides:
         _override(raw, override, mistakes)
-    axes = _axes(raw.get("grid"), mistakes)
     body = {key: value for key, value in raw.items() if key != "grid"}
-    cells = itertools.product(*(enumerate(values) for values in axes.values()))
-    runs = [_run(body, dict(zip(axes, cell, strict=True)), mistakes) for cell in cells]
+    runs: dict[RunConfig, None] = {}
+    for where, axes in _grids(raw.get("grid"), mistakes).items():
+        for cell in itertools.product(*(enumerate(values) for values in axes.values())):
+            run = _run(body, dict(zip(axes, cell, strict=True)), where, mistakes)
+            runs |= {} if run is None else {run: None}
     if mistakes.lines:
         raise mistakes.error()
-    return Study(source=str(path), runs=tuple(run for run in runs if run is not None), raw=raw, places=mistakes.places)
+    return Study(source=str(path), runs=tuple(runs), raw=raw, places=mistakes.places)

@@ -40,7 +40,7 @@ REACH, LENGTHS = 2, math.sqrt(2)
 """How many times the study's longest run a candidate may be, and the ratio of the lengths that are tried."""
 
 HARDLY = 0.05
-"""A purchase that narrows the interval by less than this share is not worth making."""
+"""A purchase that narrows the interval by less than this share is not worth making, unless it is asked for."""
 
 LEAST = 1e-9
 """Share of what is known that every direction is given, so that one which no run tells is merely wide."""
@@ -107,6 +107,8 @@ class NextRuns:
     at: Place
     width: float
     """As the laws are now; nan without an interval."""
+    expected_width: float
+    """What runs like these give on average: that of few runs is often narrow by luck. Infinite of one run."""
     chosen: tuple[Purchase, ...]
     """As many as were asked for, each counting on those before it; empty when stopping."""
     ranked: tuple[Purchase, ...]
@@ -126,6 +128,7 @@ class NextRuns:
 def next_runs(
     laws: Laws, table: pd.DataFrame, *, at: Place | None = None, max_forgetting: float | None = None,
     candidates: Sequence[Candidate] | None = None, tolerance: float | None = None, number: int = 1,
+    least: float = HARDLY,
 ) -> NextRuns:  # fmt: skip
     """Candidates by how much each should narrow the interval of forgetting at the plan's point, for its cost.
 
@@ -152,7 +155,8 @@ def next_runs(
     state = _state(laws, table, at)
     ranked = _ranked(state, offers)
     best = min(each.width_after / each.width_before for each in ranked)
-    stop, reason = _verdict(state, 1 - best, tolerance)
+    expected = _width(replace(state, scale=1.0))
+    stop, reason = _verdict(state, expected, 1 - best, tolerance, least)
     chosen: list[Purchase] = []
     while not stop and len(chosen) < number and offers:
         chosen.append(_ranked(state, offers)[0])
@@ -161,8 +165,8 @@ def next_runs(
         # A new run can be made again with another seed.
         offers = tuple(offer for offer in offers if offer is not bought or bought.finishes is None)
     return NextRuns(
-        at=at, width=state.width, chosen=tuple(chosen), ranked=ranked, stop=stop, reason=reason,
-        warnings=tuple(dict.fromkeys([*state.doubts, *state.law.warnings])),
+        at=at, width=state.width, expected_width=expected, chosen=tuple(chosen), ranked=ranked, stop=stop,
+        reason=reason, warnings=tuple(dict.fromkeys([*state.doubts, *state.law.warnings])),
     )  # fmt: skip
 
 
@@ -313,16 +317,18 @@ def _ranked(state: _State, offers: Sequence[Candidate]) -> tuple[Purchase, ...]:
     return tuple(sorted(purchases, key=lambda purchase: -purchase.gain))
 
 
-def _verdict(state: _State, best: float, tolerance: float | None) -> tuple[bool, str]:
+def _verdict(state: _State, expected: float, best: float, tolerance: float | None, least: float) -> tuple[bool, str]:
     """Whether to stop, and why or why not, in a sentence. `best` is the largest share any candidate narrows it by."""
     where = f"for r = {state.at[0]} at {state.at[1]} steps"
     if math.isnan(state.width):
         return False, f"There is no interval yet {where}: these runs are too few."
     now = f"the {100 * LEVEL:.0f} % interval {where} is {rounded(state.width, state.width / 4)} nats wide"
-    if tolerance is not None and max(state.width, _width(replace(state, scale=1.0))) <= tolerance:
-        return True, f"Stop: {now}, within {tolerance:g}."
-    if best < HARDLY:
-        return True, f"Stop: {now}, and no candidate would narrow it by {100 * HARDLY:.0f} %."
+    if tolerance is not None and state.width <= tolerance:
+        if expected <= tolerance:
+            return True, f"Stop: {now}, within {tolerance:g}."
+        now += f" by luck, as runs like these give {rounded(expected, expected / 4)} on average"
+    if best < least:
+        return True, f"Stop: {now}, and no candidate would narrow it by {100 * least:.0f} %."
     return False, f"T{now[1:]}; what follows narrows it most for its cost."
 
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from rich.text import Text
 from holdfast import files
 from holdfast.config import Study, read_study
 from holdfast.display import duration, visible
-from holdfast.errors import Interrupted, ResourceError
+from holdfast.errors import ConfigError, Interrupted, ResourceError
 from holdfast.interrupts import Stop, stopping
 from holdfast.methods import named
 from holdfast.progress import RunStatus, seconds_left, status
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from holdfast import sweeps, training
+    from holdfast.pursuit import Goal, Outlook
     from holdfast.trials import SweepCost
 
 
@@ -112,24 +114,98 @@ def sweep_with_progress(
 ) -> pd.DataFrame:  # fmt: skip
     """`sweeps.sweep`, after an estimate of what it takes, followed on stderr and stopped cleanly by a signal."""
     study = study if isinstance(study, Study) else read_study(study)
-    if report_to:
-        from holdfast.integrations import trackers
-
-        trackers.check_installed(report_to)
+    _check_trackers(report_to)
     cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed)
     began = time.monotonic()
-    options: dict[str, Any] = {
-        "out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters,
-    }  # fmt: skip
-    try:
-        with stopping() as stop:
-            table = _followed(study, options, stop, workers, report_to)
-    except Interrupted as error:
-        raise Interrupted(f"{error}; the same command goes on from here", exit_code=error.exit_code) from None
+    options = {"out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters}
+    table = _swept(study, options, workers=workers, report_to=report_to)
     if cost.runs and workers == 1:
         took = time.monotonic() - began
         err().print(f"took {duration(took)}; {_times(took / cost.seconds)} the estimate of {duration(cost.seconds)}")
     return table
+
+
+def _check_trackers(report_to: Sequence[str]) -> None:
+    if report_to:
+        from holdfast.integrations import trackers
+
+        trackers.check_installed(report_to)
+
+
+def _swept(study: Study, options: dict[str, Any], *, workers: int, report_to: Sequence[str]) -> pd.DataFrame:
+    """The sweep, followed and stopped cleanly by a signal."""
+    try:
+        with stopping() as stop:
+            return _followed(study, options, stop, workers, report_to)
+    except Interrupted as error:
+        raise Interrupted(f"{error}; the same command goes on from here", exit_code=error.exit_code) from None
+
+
+def sweep_until(
+    study: Study, *, goal: Goal, output_dir: Path, device: str, retry_failed: bool, keep_adapters: bool, workers: int,
+    report_to: Sequence[str],
+) -> tuple[pd.DataFrame, Outlook]:  # fmt: skip
+    """`pursuit.pursue`, each of its runs followed as a sweep is; the table of all its runs, and how it ended."""
+    from holdfast import models, pursuit, store, sweeps
+
+    pursuit.check(study, goal)
+    _check_trackers(report_to)
+    study = replace(study, runs=tuple(sweeps.resolved(study.runs, models.choose_device(device))))
+    cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed)
+    if cost.seconds > goal.budget_s:
+        raise ConfigError(
+            f"got runs of the study itself that take about {duration(cost.seconds)}, expected at most --budget-hours, "
+            f"which is {duration(goal.budget_s)}, at {study.source}"
+        )
+    options = {"out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters}
+
+    def make(part: Study) -> None:
+        _swept(part, options, workers=min(workers, len(part.runs)), report_to=report_to)
+
+    ended = pursuit.pursue(study, out=output_dir, goal=goal, make=make, tell=partial(show_outlook, goal=goal))
+    return store.tabulate(pursuit.runs_of(study, output_dir)), ended
+
+
+def goal(interval: float | None, budget_hours: float | None, max_forgetting: float, *, at_once: int) -> Goal | None:
+    """What a sweep is to go on for, if anything was said of it."""
+    from holdfast import pursuit
+
+    if interval is None and budget_hours is None:
+        return None
+    if interval is None or budget_hours is None:
+        raise ConfigError(
+            f"got --until-interval {interval} and --budget-hours {budget_hours}, expected both or neither, at the sweep"
+        )
+    return pursuit.Goal(max_forgetting=max_forgetting, interval=interval, budget_s=3600 * budget_hours, at_once=at_once)
+
+
+def foreseen(
+    study: Study, *, goal: Goal | None, output_dir: Path, device: str, retry_failed: bool
+) -> dict[str, Any]:  # fmt: skip
+    """What a sweep will take, as JSON; under a goal also what comes after the study's own runs, once those are made."""
+    from holdfast import models, pursuit, sweeps
+
+    if goal is not None:
+        pursuit.check(study, goal)
+    cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed)
+    if goal is None:
+        return cost.to_dict()
+    if cost.runs:
+        err().print("What is run after them follows from what they measure.")
+        return cost.to_dict() | {"next": None}
+    study = replace(study, runs=tuple(sweeps.resolved(study.runs, models.choose_device(device))))
+    ahead = pursuit.look_ahead(study, out=output_dir, goal=goal)
+    show_outlook(ahead, goal=goal)
+    return cost.to_dict() | {"next": ahead.to_dict()}
+
+
+def show_outlook(ahead: Outlook, *, goal: Goal) -> None:
+    """What a pursuit will do next, on stderr, and why."""
+    many = f"{ahead.made} run{'s' * (ahead.made != 1)} in {duration(ahead.spent_s)} of {duration(goal.budget_s)}"
+    err().print(f"{many}. {escape(ahead.reason)}", soft_wrap=True)
+    if ahead.ended:
+        for warning in ahead.warnings:
+            err().print(f"Note: {escape(warning)}.", soft_wrap=True)
 
 
 @contextmanager
@@ -160,7 +236,7 @@ def _followed(
     if workers == 1:
         with following(report_to, out=options["out"]) as tell:
             return sweeps.sweep(study, stop=stop, tell=tell, **options)
-    options |= {"report_to": report_to}
+    options = options | {"report_to": report_to}
     console = err()
     if not console.is_terminal:
         return sweep_in_processes(study, workers=workers, stop=stop, **options)
@@ -197,7 +273,7 @@ def estimated(study: Study, *, output_dir: Path, device: str, retry_failed: bool
             soft_wrap=True,
         )  # fmt: skip
     else:
-        err().print("nothing to make: every run has ended")
+        err().print("nothing to make: every run of the study has ended")
     files.check_room(output_dir, cost.disk_bytes)
     return cost
 

@@ -124,10 +124,11 @@ class _Making:
             texts = self.texts_of(config)
             state, reason = _standing(recorder, texts, retry=self.retry)
             if state == "in progress":
+                began = time.monotonic()
                 tell(say(state="in progress", reason=None, event=None))
                 bench = self._bench_of(config, texts)
                 hear = _Notes(recorder, lambda event: tell(say(state="in progress", reason=None, event=event)))
-                state, reason = self._make(config, bench, texts, recorder, hear)
+                state, reason = self._make(config, bench, texts, recorder, hear, began)
             tell(say(state=state, reason=reason, event=None))
         return True
 
@@ -145,10 +146,10 @@ class _Making:
         return self._bench[1]
 
     def _make(
-        self, config: RunConfig, bench: Workbench, texts: Texts, recorder: Recorder, tell: Callable[[Event], None]
-    ) -> tuple[State, str | None]:
-        """Make one run in its folder, or the rest of it; returns how it ended and why."""
-        began = time.monotonic()
+        self, config: RunConfig, bench: Workbench, texts: Texts, recorder: Recorder, tell: Callable[[Event], None],
+        began: float,
+    ) -> tuple[State, str | None]:  # fmt: skip
+        """Make one run in its folder, or the rest of it; returns how it ended and why. `began` with its workbench."""
         tuned = adapters.attach_adapter(bench.base, config.adapter, seed=config.seed)
         try:
             counts, result = count(tuned, base_params=bench.base_params), adapters.result_bytes(tuned)
