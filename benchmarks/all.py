@@ -1,6 +1,6 @@
 """Run every benchmark and write its tables to docs/benchmarks.md: `make bench`, half an hour on two quiet cores.
 
-    python benchmarks/all.py [llama.cpp] [naive] [checkpoints] [precision] [harness] [fits]
+    python benchmarks/all.py [llama.cpp] [naive] [checkpoints] [precision] [harness] [training] [fits]
 
 llama.cpp's needs its tools: LLAMA_CPP=folder/of/llama-perplexity make bench. Without them its table is left as it was.
 """
@@ -128,6 +128,29 @@ def against_harness() -> str:
     return table(*rows)
 
 
+def against_trainer() -> str:
+    """One LoRA run."""
+    rows: list[tuple[object, ...]] = [
+        (
+            "Trainer with PEFT",
+            "ours, tokens/s",
+            "Trainer",
+            "ratio (rounds)",
+            "held-out loss ours",
+            "Trainer",
+            "MB above weights",
+        )
+    ]
+    for peer, name in {"defaults": "float32, padded: its defaults", "packed": "bf16, packed"}.items():
+        found = result("training.py", "--peer", peer)
+        speed, memory = found["tokens_per_s"], found["peak_above_weights_mb"]
+        losses = (" ".join(f"{loss:.3f}" for loss in found["held_out_loss"][side]) for side in ("ours", peer))
+        rows.append(
+            (name, speed["ours"], speed[peer], spread(found), *losses, f"{memory['ours']:,} against {memory[peer]:,}")
+        )
+    return table(*rows)
+
+
 def fits() -> str:
     """Fitting against SciPy's optimiser."""
     found = result("fits.py")
@@ -151,6 +174,7 @@ def main() -> None:
         "checkpoints": ten_checkpoints,
         "precision": precision,
         "harness": against_harness,
+        "training": against_trainer,
         "fits": fits,
     }
     if folder := os.environ.get("LLAMA_CPP"):

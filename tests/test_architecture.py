@@ -58,13 +58,14 @@ MODEL_HALF = {
     "basecache": {"builtin", "errors", "metrics"},
     "meter": {"basecache", "corpora", "errors", "evidence", "kernels", "metrics", "models", "store"},
     "checkpoints": {"errors", "files", "models"},
-    "losses": {"corpora", "kernels", "models"},
+    "losses": {"corpora", "kernels", "lora", "models"},
+    "updates": {"checkpoints", "config", "corpora", "lora", "losses", "models"},
     "training": {"basecache", "checkpoints", "config", "corpora", "counts", "errors"}
-    | {"evidence", "folders", "losses", "meter", "methods", "models", "store"},
+    | {"evidence", "folders", "meter", "methods", "models", "store", "updates"},
     "sweeps": {"adapters", "checkpoints", "config", "counts", "errors", "files"}
-    | {"interrupts", "kernels", "models", "store", "training"},
+    | {"interrupts", "kernels", "models", "store", "training", "updates"},
     "trials": {"adapters", "basecache", "checkpoints", "config", "corpora", "counts", "errors"}
-    | {"files", "meter", "methods", "models", "store", "sweeps", "training"},
+    | {"files", "meter", "methods", "models", "store", "sweeps", "training", "updates"},
     "settings": {"errors", "models"},
     "checks": {"errors", "folders", "forgetting", "mistakes", "models", "settings", "sources"},
     "items": {"builtin", "errors", "questions", "rows"},
@@ -264,7 +265,7 @@ ENTRY = {
 }
 INTEGRATIONS = {
     "integrations.__init__": set(),
-    "integrations.trackers": {"config", "errors", "evidence", "mistakes", "sweeps", "training"},
+    "integrations.trackers": {"config", "errors", "evidence", "mistakes", "sweeps", "training", "updates"},
     "integrations.lm_eval": {"answering", "behaviour", "errors", "meter", "models", "probes", "questions"},
 }
 ALLOWED = SHARED | MODEL_HALF | ANALYSIS_HALF | ENTRY | INTEGRATIONS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from holdfast import adapters, checkpoints, training
+from holdfast import adapters, checkpoints, training, updates
 from holdfast.config import Measure, Optimizer, RunConfig, Target
 from holdfast.errors import Interrupted, ModelError
 from holdfast.methods import Lora
@@ -166,15 +166,15 @@ def test_out_of_memory_halves_the_rows_and_nothing_else(
     """A machine with room for one row at a time learns what one with room for all does, and goes on from there."""
     roomy = config.model_copy(update={"adapter": Lora(r=4, lora_alpha=8.0), "batch_size": 4})
     expected = Trial(roomy).run(start=None, until=None, folder=tmp_path / "whole")
-    batch_loss, tried = training.batch_loss, []
+    batch_losses, tried = updates.batch_losses, []
 
-    def cramped(tuned: torch.nn.Module, block: object) -> torch.Tensor:
-        tried.append(len(block.ids))  # type: ignore[attr-defined]
+    def cramped(tuned: list[torch.nn.Module], blocks: list[object]) -> list[torch.Tensor]:
+        tried.append(len(blocks[0].ids))  # type: ignore[attr-defined]
         if tried[-1] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return batch_loss(tuned, block)  # type: ignore[arg-type]
+        return batch_losses(tuned, blocks)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training, "batch_loss", cramped)
+    monkeypatch.setattr(updates, "batch_losses", cramped)
     trial = Trial(roomy)
     trial.run(start=None, until=5, folder=tmp_path / "small")
     assert tried[:6] == [4, 2, 1, 1, 1, 1]
@@ -195,7 +195,7 @@ def test_one_row_too_many_for_the_memory_ends_the_run(
     def cramped(*_: object) -> torch.Tensor:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(training, "batch_loss", cramped)
+    monkeypatch.setattr(updates, "batch_losses", cramped)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         Trial(config).run(start=None, until=None, folder=tmp_path / "whole")
 

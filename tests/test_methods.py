@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from holdfast import adapters, checkpoints, counts, models, training
+from holdfast import adapters, checkpoints, counts, models, training, updates
 from holdfast.config import Measure, Optimizer, RunConfig, Target
 from holdfast.corpora import packed_batches
 from holdfast.errors import ModelError
@@ -153,8 +153,9 @@ def test_loss_and_gradients_are_those_of_the_whole_model(name: str, config: RunC
     tuned.eval()
     block = next(packed_batches(bench.training, context=48, rows=2, seed=1))
     model, theirs = plain(tuned, config)
-    scored = int(block.scored.sum())
-    ours = training._backward(tuned, block, scored) / scored
+    optimizer = updates.make_optimizer(config.optimizer, tuned)
+    asked = updates.Update(tuned=tuned, optimizer=optimizer, blocks=[block], config=config, step=0, rows=2)
+    ours = updates._backward([asked], 2)[0] / int(block.scored.sum())
     loss = plain_loss(model, block)
     loss.backward()
     assert ours == pytest.approx(loss.item(), rel=1e-5)

@@ -119,7 +119,7 @@ def test_a_failed_run_is_listed_and_can_be_tried_again(
         raise RuntimeError("not enough memory: you tried to allocate 99 GiB")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sweeps, "train", out_of_memory)
+        patched.setattr(sweeps, "learning", out_of_memory)
         table, _ = heard(study, tmp_path / "runs")
     assert table["state"].tolist() == ["failed", "failed"]
     assert table["reason"].str.contains("not enough memory").all()

@@ -1,6 +1,7 @@
 """The loop: its loss, its order, its steps, and that measuring it changes nothing."""
 
 import math
+import re
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast import adapters, losses, models, training
+from holdfast import adapters, losses, models, training, updates
 from holdfast.config import Measure, Optimizer, RunConfig, Target
 from holdfast.corpora import packed_batches
 from holdfast.errors import ModelError
 from holdfast.methods import Lora
 from holdfast.store import Measurement
-from holdfast.training import Diverged, Event, Ledger, Workbench
+from holdfast.training import Event, Ledger, Workbench
+from holdfast.updates import Diverged, Update
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def test_a_batchs_loss_is_the_models_own_on_the_scored_tokens(config: RunConfig)
                 expected -= logits[position - 1].log_softmax(-1)[ids[0, position]].item()
                 scored += 1
     assert scored == block.scored.sum() > 10
-    assert training.batch_loss(tuned, block).item() == pytest.approx(expected, rel=1e-5)
+    assert losses.batch_losses([tuned], [block])[0].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_measured_run_trains_bit_for_bit_like_an_unmeasured_one(config: RunConfig) -> None:
@@ -159,27 +161,34 @@ def test_both_optimisers_learn_and_leave_the_base_alone(name: str, config: RunCo
 
 def test_learning_rate_schedules() -> None:
     cosine = Optimizer(learning_rate=2.0, schedule="cosine", warmup_steps=4)
-    rates = [training.learning_rate(cosine, step=step, steps=24) for step in range(24)]
+    rates = [updates.learning_rate(cosine, step=step, steps=24) for step in range(24)]
     assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
     assert rates[14] == pytest.approx(1.0)
     assert 0 < rates[23] < 0.05
     constant = Optimizer(learning_rate=2.0, warmup_steps=2)
-    assert [training.learning_rate(constant, step=s, steps=9) for s in range(4)] == [1.0, 2.0, 2.0, 2.0]
+    assert [updates.learning_rate(constant, step=s, steps=9) for s in range(4)] == [1.0, 2.0, 2.0, 2.0]
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_and_moves_nothing(config: RunConfig) -> None:
     """Trap 11: no filter hides a bad step."""
     bench = bench_of(config)
     tuned = adapters.attach_adapter(bench.base, Lora(r=4), seed=0)
-    optimizer = training.make_optimizer(config.optimizer, tuned)
+    optimizer = updates.make_optimizer(config.optimizer, tuned)
     blocks = list(islice(packed_batches(bench.training, context=48, rows=2, seed=1), 2))
-    training.update(tuned, optimizer, blocks[:1], config, 0, rows=2)
+
+    def asked(step: int) -> Update:
+        return Update(
+            tuned=tuned, optimizer=optimizer, blocks=blocks[step : step + 1], config=config, step=step, rows=2
+        )
+
+    assert math.isfinite(updates.update([asked(0)])[0].loss)  # type: ignore[union-attr]
     parameters = [p for p in tuned.parameters() if p.requires_grad]
     with torch.no_grad():
         parameters[0].fill_(math.inf)
     before = [p.detach().clone() for p in parameters]
-    with pytest.raises(Diverged, match=r"step 2: got loss (nan|inf)"):
-        training.update(tuned, optimizer, blocks[1:], config, 1, rows=2)
+    (ended,) = updates.update([asked(1)])
+    assert isinstance(ended, Diverged)
+    assert re.match(r"step 2: got loss (nan|inf)", str(ended))
     assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
 
 

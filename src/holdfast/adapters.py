@@ -162,6 +162,12 @@ def attach_adapter(base: Base, adapter: Adapter, *, seed: int) -> Tuned:
     return tuned
 
 
+def same_weights(base: Base) -> Base:
+    """Another model of the same weights: modules of its own, so that an adapter can be put on each, and no memory."""
+    weights = [*base.parameters(), *base.buffers()]
+    return copy.deepcopy(base, {id(weight): weight for weight in weights})
+
+
 def _changes_base(config: Any) -> bool:
     """Whether PEFT writes into the base's own weights, or leaves trained copies there: then it is put on a copy."""
     rewritten = str(getattr(config, "init_lora_weights", "")).startswith(_REWRITES)
@@ -217,6 +223,7 @@ def load_adapter(base: Base, folder: str) -> Adapted:
     check_finite(tuned, f"adapter {folder!r}")
     tuned.requires_grad_(False).eval()
     check_head(tuned, f"adapter {folder!r}")
+    quicken(tuned)
     return tuned
 
 

@@ -63,6 +63,7 @@ def sweep(
         bool, typer.Option("--keep-adapters", help="Of each measured step, to probe later.")
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes side by side: one a core, or a GPU.")] = 1,
+    pack: Annotated[int, typer.Option(min=1, help="LoRA runs that share each pass, to fill a GPU.")] = 1,
     report_to: Annotated[
         list[str] | None, typer.Option(help="wandb, trackio, tensorboard, mlflow; repeatable, or with commas.")
     ] = None,
@@ -92,14 +93,14 @@ def sweep(
     from holdfast.config import read_study
 
     read = read_study(study, overrides=overrides or [])
-    goal = sweep_screens.goal(until_interval, budget_hours, max_forgetting, at_once=workers)
+    goal = sweep_screens.goal(until_interval, budget_hours, max_forgetting, at_once=workers * pack)
     options: dict[str, Any] = {"output_dir": output_dir, "device": device, "retry_failed": retry_failed}
     if dry_run:
         foreseen = sweep_screens.foreseen(read, goal=goal, **options)
         if as_json:
             print_json(foreseen)
         return
-    options |= {"keep_adapters": keep_adapters, "workers": workers}
+    options |= {"keep_adapters": keep_adapters, "workers": workers, "pack": pack}
     options["report_to"] = [name.strip() for part in report_to or [] for name in part.split(",")]
     if goal is None:
         table = sweep_screens.sweep_with_progress(read, **options)

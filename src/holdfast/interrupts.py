@@ -20,8 +20,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
-        self.working = False
-        """Whether the work looks at `check` by itself. Where it does not, nothing is lost by stopping at once."""
+        self.working = 0
+        """How much of the work looks at `check` by itself. Where none does, nothing is lost by stopping at once."""
 
     def check(self) -> None:
         """Stop here if asked to.
@@ -35,11 +35,11 @@ class Stop:
     @contextmanager
     def at_checks(self) -> Iterator[None]:
         """Signals that come in here wait for the next `check`; elsewhere they stop the work where it stands."""
-        self.working = True
+        self.working += 1
         try:
             yield
         finally:
-            self.working = False
+            self.working -= 1
         self.check()
 
     def hear(self, number: int, frame: FrameType | None) -> None:

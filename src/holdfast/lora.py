@@ -1,4 +1,4 @@
-"""LoRA's map as three matrix products each way, nothing between them: PEFT's, of the same parameters, is slower.
+"""LoRA's map as three matrix products each way, for one adapter or for several at once over one frozen map.
 
 PEFT copies a map's input into float32 and, under autocast, back, scales the small product and adds it to the large one,
 each in a pass over memory of its own; on a small model that is a tenth of a step (LOG.md). Here the small product is
@@ -7,12 +7,15 @@ accumulated into the large one, forward and backward.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from peft.tuners.lora.layer import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -20,36 +23,48 @@ from torch.nn.functional import linear
 class LoraMap(torch.autograd.Function):
     """x W' + bias + scale · x A' B', with gradients of x, A and B; products in the precision of W.
 
-    Arguments: x (…, d), W (o, d) and bias (o) of the frozen map, A (r, d) and B (o, r) in their own precision; scale.
-    A class because torch asks for one.
+    Arguments: x (k · n, …, d), W (o, d) and bias (o) of the frozen map, the scales of k adapters, and A (r, d) and B
+    (o, r) of each in turn, in their own precision and with their own r. The first n of x are the first adapter's, and
+    so on. A class because torch asks for one.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Float[Tensor, "... d"], weight: Float[Tensor, "o d"], bias: Float[Tensor, " o"] | None,
-        down: Float[Tensor, "r d"], up: Float[Tensor, "o r"], scale: float,
-    ) -> Float[Tensor, "... o"]:  # fmt: skip
+        ctx: Any, x: Float[Tensor, "kn ... d"], weight: Float[Tensor, "o d"], bias: Float[Tensor, " o"] | None,
+        scales: Sequence[float], *factors: Tensor,
+    ) -> Float[Tensor, "kn ... o"]:  # fmt: skip
         """See the class."""
         rows = x.flatten(0, -2).to(weight.dtype)
-        narrow, wide = down.to(weight.dtype), (up * scale).to(weight.dtype)
-        inner = rows @ narrow.T
-        ctx.save_for_backward(rows, weight, narrow, wide, inner)
-        ctx.scale, ctx.shape, ctx.dtypes = scale, x.shape, (x.dtype, down.dtype, up.dtype)
-        mapped: Tensor = linear(rows, weight, bias).addmm_(inner, wide.T)
+        narrow = [down.to(weight.dtype) for down in factors[::2]]
+        wide = [(up * scale).to(weight.dtype) for up, scale in zip(factors[1::2], scales, strict=True)]
+        inner = [part @ down.T for part, down in zip(rows.chunk(len(scales)), narrow, strict=True)]
+        mapped: Tensor = linear(rows, weight, bias)
+        for part, small, up in zip(mapped.chunk(len(scales)), inner, wide, strict=True):
+            part.addmm_(small, up.T)
+        ctx.save_for_backward(rows, weight, *narrow, *wide, *inner)
+        ctx.scales, ctx.shape, ctx.dtypes = scales, x.shape, (x.dtype, *(factor.dtype for factor in factors))
         return mapped.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Float[Tensor, "... o"]) -> tuple[Tensor | None, ...]:
-        """Gradients of x, where asked for, A and B."""
-        rows, weight, narrow, wide, inner = ctx.saved_tensors
-        of_x, of_down, of_up = ctx.dtypes
+    def backward(ctx: Any, upstream: Float[Tensor, "kn ... o"]) -> tuple[Tensor | None, ...]:
+        """Gradients of x, where asked for, and of every A and B."""
+        count = len(ctx.scales)
+        rows, weight, *kept = ctx.saved_tensors
+        narrow, wide, inner = kept[:count], kept[count : 2 * count], kept[2 * count :]
         arriving = upstream.flatten(0, -2)
-        of_inner = arriving @ wide
-        found = (
-            (arriving @ weight).addmm_(of_inner, narrow).view(ctx.shape).to(of_x) if ctx.needs_input_grad[0] else None
-        )
-        up = (arriving.T @ inner).to(of_up).mul_(ctx.scale)
-        return found, None, None, (of_inner.T @ rows).to(of_down), up, None
+        parts, entered = arriving.chunk(count), rows.chunk(count)
+        of_inner = [part @ up for part, up in zip(parts, wide, strict=True)]
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_rows = arriving @ weight
+            for part, small, down in zip(of_rows.chunk(count), of_inner, narrow, strict=True):
+                part.addmm_(small, down)
+            of_x = of_rows.view(ctx.shape).to(ctx.dtypes[0])
+        of_factors: list[Tensor] = []
+        for k, scale in enumerate(ctx.scales):
+            of_factors.append((of_inner[k].T @ entered[k]).to(ctx.dtypes[1 + 2 * k]))
+            of_factors.append((parts[k].T @ inner[k]).to(ctx.dtypes[2 + 2 * k]).mul_(scale))
+        return of_x, None, None, None, *of_factors
 
 
 def quicken(model: torch.nn.Module) -> None:
@@ -60,7 +75,35 @@ def quicken(model: torch.nn.Module) -> None:
     """
     for layer in model.modules():
         if type(layer) is Linear and _is_plain(layer):
-            layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
+            layer.forward = partial(_forward, (layer,))  # type: ignore[method-assign]
+
+
+def can_share_a_pass(models: Sequence[torch.nn.Module]) -> bool:
+    """Whether models of one base differ in plain LoRA maps alone, of the same frozen maps: see `sharing_a_pass`."""
+    adapted = [[layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)] for model in models]
+    plain = all(layers and all("forward" in vars(layer) for layer in layers) for layers in adapted)
+    if not plain or len(set(map(len, adapted))) > 1:
+        return False
+    return all(
+        len({layer.get_base_layer().weight.data_ptr() for layer in layers}) == 1
+        for layers in zip(*adapted, strict=True)
+    )
+
+
+@contextmanager
+def sharing_a_pass(models: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Inside, a pass through the first of k models takes k parts of its batch, each through the adapter of one model.
+
+    Frozen maps, norms and attention see one large batch; LoRA's maps alone know whose rows are whose.
+    """
+    adapted = [[layer for layer in model.modules() if isinstance(layer, Linear)] for model in models]
+    for layers in zip(*adapted, strict=True):
+        layers[0].forward = partial(_forward, layers)
+    try:
+        yield
+    finally:
+        for layer in adapted[0]:
+            layer.forward = partial(_forward, (layer,))  # type: ignore[method-assign]
 
 
 def _is_plain(layer: Linear) -> bool:
@@ -70,11 +113,14 @@ def _is_plain(layer: Linear) -> bool:
     return bare and isinstance(layer.lora_dropout[name], torch.nn.Identity) and layer.lora_B[name].bias is None
 
 
-def _forward(layer: Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    names = layer.active_adapters
-    if args or kwargs or layer.disable_adapters or layer.merged or len(names) != 1 or names[0] not in layer.lora_A:
-        told: Tensor = Linear.forward(layer, x, *args, **kwargs)
+def _forward(layers: tuple[Linear, ...], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The map of the first layer, for the adapters of all."""
+    first, names = layers[0], layers[0].active_adapters
+    if args or kwargs or first.disable_adapters or first.merged or len(names) != 1 or names[0] not in first.lora_A:
+        told: Tensor = Linear.forward(first, x, *args, **kwargs)
         return told
-    down, up, frozen = layer.lora_A[names[0]].weight, layer.lora_B[names[0]].weight, layer.get_base_layer()
-    mapped: Tensor = LoraMap.apply(x, frozen.weight, frozen.bias, down, up, layer.scaling[names[0]])  # type: ignore[no-untyped-call]
+    frozen = first.get_base_layer()
+    factors = [side[names[0]].weight for layer in layers for side in (layer.lora_A, layer.lora_B)]
+    scales = [layer.scaling[names[0]] for layer in layers]
+    mapped: Tensor = LoraMap.apply(x, frozen.weight, frozen.bias, scales, *factors)  # type: ignore[no-untyped-call]
     return mapped

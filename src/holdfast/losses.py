@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from holdfast import models
 from holdfast.corpora import Block
 from holdfast.kernels import fast_kernels
+from holdfast.lora import sharing_a_pass
 from holdfast.models import Tuned
 
 
@@ -21,8 +24,8 @@ class _TrainingLoss(torch.autograd.Function):
     """Summed next-token loss of hidden states under an output head, with logits only ever a slice of tokens at a time.
 
     Equals `cross_entropy(hidden @ head.T, targets, reduction="sum")`: products in the inputs' precision, all else in
-    float32. Gradients are made in the forward pass, so each slice of logits exists once; the head's where it is asked
-    for, summed in float32.
+    float32 at least. Gradients are made in the forward pass, so each slice of logits exists once; the head's where it
+    is asked for, summed so too.
     """
 
     @staticmethod
@@ -30,11 +33,12 @@ class _TrainingLoss(torch.autograd.Function):
         ctx: Any, hidden: Float[Tensor, "t d"], head: Float[Tensor, "v d"], targets: Int[Tensor, " t"]
     ) -> Float[Tensor, ""]:
         gradient = torch.empty_like(hidden)
-        of_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        total = hidden.new_zeros((), dtype=torch.float32)
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        of_head = torch.zeros_like(head, dtype=exact) if ctx.needs_input_grad[1] else None
+        total = hidden.new_zeros((), dtype=exact)
         for start in range(0, len(hidden), 256):
             rows, wanted = hidden[start : start + 256], targets[start : start + 256, None]
-            logits = (rows @ head.T).float()
+            logits = (rows @ head.T).to(exact)
             normaliser = logits.logsumexp(-1, keepdim=True)
             total += (normaliser - logits.gather(1, wanted)).sum()
             probabilities = logits.sub_(normaliser).exp_()
@@ -52,16 +56,27 @@ class _TrainingLoss(torch.autograd.Function):
         return gradient * upstream, None if of_head is None else of_head * upstream, None
 
 
-def batch_loss(tuned: Tuned, block: Block) -> Float[Tensor, ""]:
-    """Summed loss, in nats, over the scored tokens of a batch; the head is never applied to the others."""
-    if models.prompted(tuned):
-        block = _apart(block)
-    head = models.output_head(tuned)
-    ids = torch.from_numpy(block.ids).to(head.device)
-    positions = torch.from_numpy(block.positions).to(head.device)
-    with fast_kernels():
-        states = models.hidden_states(tuned, ids=ids, positions=positions)
-    scored = torch.from_numpy(block.scored).to(head.device)
+def batch_losses(tuned: Sequence[Tuned], blocks: Sequence[Block]) -> list[Float[Tensor, ""]]:
+    """Summed loss, in nats, over the scored tokens of each model's batch; the head is never applied to the others.
+
+    Several models make one pass together, their batches of equal size one below the other: see `lora.sharing_a_pass`.
+    """
+    head = models.output_head(tuned[0])
+    if models.prompted(tuned[0]):
+        blocks = [_apart(block) for block in blocks]
+    ids, positions = (
+        torch.from_numpy(np.concatenate([getattr(block, name) for block in blocks])).to(head.device)
+        for name in ("ids", "positions")
+    )
+    with fast_kernels(), sharing_a_pass(tuned) if len(tuned) > 1 else nullcontext():
+        states = models.hidden_states(tuned[0], ids=ids, positions=positions)
+    parts = zip(blocks, states.chunk(len(blocks)), ids.chunk(len(blocks)), strict=True)
+    return [_loss(part, said, torch.from_numpy(block.scored).to(head.device), head) for block, part, said in parts]
+
+
+def _loss(
+    states: Float[Tensor, "b t d"], ids: Int[Tensor, "b t"], scored: Bool[Tensor, "b t"], head: Float[Tensor, "v d"]
+) -> Float[Tensor, ""]:
     loss: Tensor = _TrainingLoss.apply(  # type: ignore[no-untyped-call]
         states[:, :-1][scored[:, 1:]].to(head.dtype), head, ids[scored]
     )

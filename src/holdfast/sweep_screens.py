@@ -52,8 +52,9 @@ class SweepProgress:
         self._study = self._bars.add_task("study", total=1.0, note="")
         self._run = self._bars.add_task("run", total=1.0, note="")
         self._began, self._made_before = math.nan, math.nan
-        self._losses: list[float] = []
-        self._forgetting: dict[str, str] = {}
+        self._shares: dict[int, float] = {}  # by the number of a run, as are the others: several may be under way
+        self._losses: dict[int, list[float]] = {}
+        self._forgetting: dict[int, dict[str, str]] = {}
 
     def __enter__(self) -> SweepProgress:
         self._bars.start()
@@ -71,15 +72,15 @@ class SweepProgress:
         elif at.event is None:
             if math.isnan(self._began):
                 self._began = time.monotonic()
-            self._losses, self._forgetting = [], {}
             self._bars.update(self._run, description=name, completed=0, note="preparing")
         else:
             self._show_event(at, at.event, name)
 
     def _show_event(self, at: sweeps.Progress, event: training.Event, name: str) -> None:
-        made = at.index + event.share
+        self._shares[at.index] = event.share
+        made = sum(self._shares.values())
         if math.isnan(self._made_before):  # what an earlier sweep made was not made in our time
-            self._made_before = at.index if event.step == 0 else made - 1e-9
+            self._made_before = made - (event.share if event.step == 0 else 1e-9)
         pace = (time.monotonic() - self._began) / max(made - self._made_before, 1e-9)
         left = f"about {duration(pace * (at.runs - made))} left" if made > self._made_before + 1e-6 else "going on"
         loss = "" if math.isnan(event.loss) else f", loss {event.loss:.3f}"
@@ -87,12 +88,13 @@ class SweepProgress:
         self._bars.update(self._run, completed=event.share, note=f"step {event.step}/{at.run.steps}{loss}")
         if event.report is None:
             return
+        losses = self._losses.setdefault(at.index, [])
         if event.role == "target":
-            self._losses.append(event.report.nll.value)
+            losses.append(event.report.nll.value)
             return
-        self._forgetting[event.report.corpus] = str(event.report.kl_base_tuned)
+        self._forgetting.setdefault(at.index, {})[event.report.corpus] = str(event.report.kl_base_tuned)
         if not self._console.is_terminal:
-            held_out = f"held-out loss {self._losses[-1]:.3f}, " if self._losses else ""
+            held_out = f"held-out loss {losses[-1]:.3f}, " if losses else ""
             self._console.print(
                 f"{name}, step {event.step}/{at.run.steps}: {held_out}forgetting {event.report.kl_base_tuned} on "
                 f"{visible(event.report.corpus)}; {left}",
@@ -100,24 +102,29 @@ class SweepProgress:
             )  # fmt: skip
 
     def _show_end(self, at: sweeps.Progress, name: str) -> None:
-        self._bars.update(self._study, completed=(at.index + 1) / at.runs)
+        self._shares[at.index] = 1.0
+        self._bars.update(self._study, completed=sum(self._shares.values()) / at.runs)
+        losses, forgetting = self._losses.get(at.index), self._forgetting.get(at.index, {})
         colour = {"done": "green", "diverged": "yellow", "failed": "red"}[at.state]
-        change = f", held-out loss {self._losses[0]:.3f} → {self._losses[-1]:.3f}" if self._losses else ""
-        change += "".join(f", forgetting {kl} on {escape(corpus)}" for corpus, kl in self._forgetting.items())
+        change = f", held-out loss {losses[0]:.3f} → {losses[-1]:.3f}" if losses else ""
+        change += "".join(f", forgetting {kl} on {escape(corpus)}" for corpus, kl in forgetting.items())
         reason = f": {escape(at.reason)}" if at.reason else ""
         self._console.print(f"{name}: [{colour}]{at.state}[/]{reason}{change}  [dim]{at.run.name}[/]", soft_wrap=True)
 
 
 def sweep_with_progress(
     study: Study | Path, *, output_dir: Path, device: str, retry_failed: bool = False, keep_adapters: bool = False,
-    workers: int = 1, report_to: Sequence[str] = (),
+    workers: int = 1, pack: int = 1, report_to: Sequence[str] = (),
 ) -> pd.DataFrame:  # fmt: skip
     """`sweeps.sweep`, after an estimate of what it takes, followed on stderr and stopped cleanly by a signal."""
     study = study if isinstance(study, Study) else read_study(study)
-    _check_trackers(report_to)
+    _check_trackers(report_to, pack=pack)
     cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed)
     began = time.monotonic()
-    options = {"out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters}
+    options: dict[str, Any] = {
+        "out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters,
+        "pack": pack,
+    }  # fmt: skip
     table = _swept(study, options, workers=workers, report_to=report_to)
     if cost.runs and workers == 1:
         took = time.monotonic() - began
@@ -125,7 +132,9 @@ def sweep_with_progress(
     return table
 
 
-def _check_trackers(report_to: Sequence[str]) -> None:
+def _check_trackers(report_to: Sequence[str], *, pack: int) -> None:
+    if report_to and pack > 1:
+        raise ConfigError(f"got {pack} runs side by side, expected 1: trackers follow one after another, at --pack")
     if report_to:
         from holdfast.integrations import trackers
 
@@ -143,13 +152,13 @@ def _swept(study: Study, options: dict[str, Any], *, workers: int, report_to: Se
 
 def sweep_until(
     study: Study, *, goal: Goal, output_dir: Path, device: str, retry_failed: bool, keep_adapters: bool, workers: int,
-    report_to: Sequence[str],
+    pack: int, report_to: Sequence[str],
 ) -> tuple[pd.DataFrame, Outlook]:  # fmt: skip
     """`pursuit.pursue`, each of its runs followed as a sweep is; the table of all its runs, and how it ended."""
     from holdfast import models, pursuit, store, sweeps
 
     pursuit.check(study, goal)
-    _check_trackers(report_to)
+    _check_trackers(report_to, pack=pack)
     study = replace(study, runs=tuple(sweeps.resolved(study.runs, models.choose_device(device))))
     cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed)
     if cost.seconds > goal.budget_s:
@@ -157,7 +166,10 @@ def sweep_until(
             f"got runs of the study itself that take about {duration(cost.seconds)}, expected at most --budget-hours, "
             f"which is {duration(goal.budget_s)}, at {study.source}"
         )
-    options = {"out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters}
+    options: dict[str, Any] = {
+        "out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters,
+        "pack": pack,
+    }  # fmt: skip
 
     def make(part: Study) -> None:
         _swept(part, options, workers=min(workers, len(part.runs)), report_to=report_to)

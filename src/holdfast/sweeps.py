@@ -8,10 +8,11 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,19 @@ from holdfast.interrupts import Stop
 from holdfast.kernels import fastest_dtype
 from holdfast.models import Tuned
 from holdfast.store import Recorder, State, owning, read_run, standing, tabulate
-from holdfast.training import Diverged, Event, Ledger, Texts, Workbench, observed_as, prepare, read_texts, train
+from holdfast.training import (
+    Event,
+    Learning,
+    Ledger,
+    Texts,
+    Workbench,
+    learning,
+    observed_as,
+    prepare,
+    read_texts,
+    together,
+)
+from holdfast.updates import Diverged
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +69,7 @@ def sweep(
     device: str = "auto",
     retry_failed: bool = False,
     keep_adapters: bool = False,
+    pack: int = 1,
     stop: Stop | None = None,
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     tell: Callable[[Progress], None] = lambda _: None,
@@ -69,6 +83,10 @@ def sweep(
 
     With `keep_adapters` a run's folder also holds `checkpoint-<step>`, a PEFT folder or a whole model's, for each
     measured step after the first: `measure` and `probe` take such a run for the trajectory it is.
+
+    With `pack` so many runs advance side by side: those that differ in plain LoRA alone (rank, scale, seed, learning
+    rate; one shape of batch) make each update in one pass over their batches together, which fills a large GPU that a
+    small model alone leaves idle. The numbers are the same but for rounding, in which the others of a pack count.
 
     Several processes may work on one study. A run that another one owns is left to it, and waited for at the end.
 
@@ -96,10 +114,13 @@ def sweep(
         config.name: partial(Progress, run=config, index=index, runs=len(configs))
         for index, config in enumerate(configs)
     }
-    others = [config for config in configs if not making.visit(config, says[config.name], tell)]
+    others: list[RunConfig] = []
+    for packed in packs(configs, pack):
+        visits = [making.visit(config, says[config.name], tell, alone=len(packed) == 1) for config in packed]
+        others += [config for config, ours in zip(packed, together(visits), strict=True) if not ours]
     for config in others:
         log.info("run %s is another process's; waiting for its end", config.name)
-        making.visit(config, says[config.name], tell, wait=True)
+        together([making.visit(config, says[config.name], tell, wait=True)])
     return tabulate(read_run(making.root / config.name) for config in configs)
 
 
@@ -115,9 +136,13 @@ class _Making:
         self._bench: tuple[object, Workbench] | None = None
 
     def visit(
-        self, config: RunConfig, say: Callable[..., Progress], tell: Callable[[Progress], None], *, wait: bool = False
-    ) -> bool:
-        """Make a run if it is to be made and nobody else is at it; False if somebody is."""
+        self, config: RunConfig, say: Callable[..., Progress], tell: Callable[[Progress], None], *, wait: bool = False,
+        alone: bool = True,
+    ) -> Learning[bool]:  # fmt: skip
+        """Make a run if it is to be made and nobody else is at it; False if somebody is.
+
+        One that is not `alone` has modules of its own around the base's weights.
+        """
         with owning(config, root=self.root, wait=self.stop.check if wait else None) as recorder:
             if recorder is None:
                 return False
@@ -128,7 +153,7 @@ class _Making:
                 tell(say(state="in progress", reason=None, event=None))
                 bench = self._bench_of(config, texts)
                 hear = _Notes(recorder, lambda event: tell(say(state="in progress", reason=None, event=event)))
-                state, reason = self._make(config, bench, texts, recorder, hear, began)
+                state, reason = yield from self._make(config, bench, texts, recorder, hear, began, alone=alone)
             tell(say(state=state, reason=reason, event=None))
         return True
 
@@ -147,10 +172,12 @@ class _Making:
 
     def _make(
         self, config: RunConfig, bench: Workbench, texts: Texts, recorder: Recorder, tell: Callable[[Event], None],
-        began: float,
-    ) -> tuple[State, str | None]:  # fmt: skip
+        began: float, *, alone: bool,
+    ) -> Learning[tuple[State, str | None]]:  # fmt: skip
         """Make one run in its folder, or the rest of it; returns how it ended and why. `began` with its workbench."""
-        tuned = adapters.attach_adapter(bench.base, config.adapter, seed=config.seed)
+        base = bench.base if alone else adapters.same_weights(bench.base)
+        bench = replace(bench, base=base)
+        tuned = adapters.attach_adapter(base, config.adapter, seed=config.seed)
         try:
             counts, result = count(tuned, base_params=bench.base_params), adapters.result_bytes(tuned)
             origin = provenance(bench, texts) | {"trainable_params": counts.trained, "base_params": counts.frozen}
@@ -159,7 +186,8 @@ class _Making:
             files.check_room(recorder.folder, needed)
             recorder.begin(origin)
             with self.stop.at_checks():
-                end = train(tuned, config, bench, ledger=self._ledger(config, bench, recorder, tuned), tell=tell)
+                ledger = self._ledger(config, bench, recorder, tuned)
+                end = yield from learning(tuned, config, bench, ledger=ledger, tell=tell)
                 name = adapters.result_of(tuned)
                 saved = adapters.save_adapter(tuned, recorder.folder / name, tokenizer=bench.tokenizer)
                 recorder.finish(
@@ -249,6 +277,13 @@ def resolved(configs: Sequence[RunConfig], device: str) -> list[RunConfig]:
         fastest = fastest_dtype(device)  # once, so that a study never mixes precisions by chance
         configs = [c.model_copy(update={"dtype": fastest}) if c.dtype == "auto" else c for c in configs]
     return list({config.name: config for config in configs}.values())
+
+
+def packs(configs: Sequence[RunConfig], most: int) -> Iterator[list[RunConfig]]:
+    """The runs in their order, at most so many at a time, each time of one base, texts and shape of batch."""
+    for _, alike in groupby(configs, lambda c: (shared_part(c), c.batch_size, c.gradient_accumulation_steps)):
+        members = list(alike)
+        yield from (members[start : start + most] for start in range(0, len(members), most))
 
 
 def shared_part(config: RunConfig) -> tuple[object, ...]:

@@ -7,30 +7,37 @@ for bit the run that was never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from typing import TypeAlias, TypeVar
 
 import torch
 
 from holdfast import checkpoints, folders, models
 from holdfast.basecache import Batch, Kind
 from holdfast.checkpoints import Snapshot
-from holdfast.config import Optimizer, RunConfig
-from holdfast.corpora import Block, Corpus, Tokens, check_apart, packed_batches, read_corpus, split, tokenise
+from holdfast.config import RunConfig
+from holdfast.corpora import Corpus, Tokens, check_apart, packed_batches, read_corpus, split, tokenise
 from holdfast.counts import multiplying_params
 from holdfast.errors import DataError, Interrupted, ModelError
 from holdfast.evidence import CorpusReport
-from holdfast.losses import batch_loss
 from holdfast.meter import ObservedBase, measure_on, observe_base
 from holdfast.methods import Peft, trains_head
 from holdfast.models import Base, Tokenizer, Tuned
 from holdfast.store import QUANTITIES, Measurement, Role
+from holdfast.updates import Diverged, Update, Updated, make_optimizer, update
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Learning: TypeAlias = Generator[Update, tuple[Updated, float], T]
+"""A run under way: it asks for an update, and is told what came of it and the seconds it took."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,86 +52,6 @@ class Event:
     loss: float
     role: Role | None
     report: CorpusReport | None
-
-
-class Diverged(Exception):  # noqa: N818  (a state of a run, not a mistake)
-    """A loss or gradient that is NaN or infinite; ends the run, never becomes a number."""
-
-
-def learning_rate(config: Optimizer, *, step: int, steps: int) -> float:
-    """Learning rate of update `step` (from 0) of `steps`: linear warm-up, then constant or a half cosine down to 0."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    share = (step - config.warmup_steps) / (steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def make_optimizer(config: Optimizer, tuned: Tuned) -> torch.optim.Optimizer:
-    """The update rule over the trainable parameters; the learning rate is set anew at every step."""
-    parameters = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
-    if config.name == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return models.adafactor(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
-
-
-def update(
-    tuned: Tuned, optimizer: torch.optim.Optimizer, blocks: list[Block], config: RunConfig, step: int, *, rows: int
-) -> tuple[float, int]:
-    """One update step; (mean loss per scored token before it, in nats; rows of a block that fit in memory at once).
-
-    Gradients are summed over micro-batches and divided once by the step's scored tokens, so how a batch is cut into
-    micro-batches does not change what is learned: where memory runs out with `rows` at once, half as many are tried.
-
-    Raises:
-        Diverged: the loss or the gradient is NaN or infinite; no parameter was moved.
-        torch.OutOfMemoryError, MemoryError, RuntimeError: what torch says when one row is too much; nothing was moved.
-    """
-    scored = max(1, sum(int(block.scored.sum()) for block in blocks))
-    random = checkpoints.random_state(tuned)
-    while True:
-        try:
-            total = sum(_backward(tuned, part, scored) for block in blocks for part in _parts(block, rows))
-            break
-        except (RuntimeError, MemoryError) as error:
-            optimizer.zero_grad(set_to_none=True)
-            if rows == 1 or not out_of_memory(error):
-                raise
-        log.warning("step %d: out of memory with %d rows at once, %d are tried", step + 1, rows, -(-rows // 2))
-        rows = -(-rows // 2)
-        checkpoints.set_random_state(random, tuned)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm or math.inf)
-    if not (math.isfinite(total) and torch.isfinite(norm)):
-        raise Diverged(f"step {step + 1}: got loss {total / scored:g} and gradient norm {norm.item():g}")
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config.optimizer, step=step, steps=config.steps)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total / scored, rows
-
-
-def _backward(tuned: Tuned, block: Block, scored: int) -> float:
-    """Add a micro-batch's share of the gradient of the mean loss over `scored` tokens; returns its summed loss."""
-    loss = batch_loss(tuned, block)
-    (loss / scored).backward()
-    return loss.item()
-
-
-def _parts(block: Block, rows: int) -> Iterator[Block]:
-    """A block in blocks of so many rows, the last with what is left."""
-    for start in range(0, len(block.ids), rows):
-        columns = {field.name: getattr(block, field.name)[start : start + rows] for field in fields(block)}
-        yield Block(**columns)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or, where torch has no class for it, on a CPU."""
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +166,20 @@ def train(
     ledger: Ledger | None,
     tell: Callable[[Event], None] = lambda _: None,
 ) -> Snapshot:
-    """Train one fresh model as its config says and measure it along the way; the one loop of the package.
+    """Train one fresh model as its config says and measure it along the way; see `learning`."""
+    (end,) = together([learning(tuned, config, bench, ledger=ledger, tell=tell)])
+    return end
+
+
+def learning(
+    tuned: Tuned,
+    config: RunConfig,
+    bench: Workbench,
+    *,
+    ledger: Ledger | None,
+    tell: Callable[[Event], None] = lambda _: None,
+) -> Learning[Snapshot]:
+    """A run as its config says, measured along the way, that asks for its updates; the one loop of the package.
 
     Returns the run as it is at its end.
 
@@ -273,8 +213,8 @@ def train(
     loss = math.nan
     for step in range(first, config.steps + 1):
         now = checkpoints.take(tuned, optimizer, step=step, rows=rows, training_s=training_s)
-        if ledger:
-            try:
+        try:
+            if ledger:
                 for role, observed in bench.observed if step in measured_at else ():
                     done += observed.tokens
                     if (step, observed.corpus) in ledger.recorded:
@@ -287,19 +227,66 @@ def train(
                 if step in measured_at:
                     ledger.measured(step)
                 ledger.pause()
-            except Interrupted:
+                if step > first and ledger.due():
+                    ledger.keep(now)
+            if step < config.steps:
+                blocks = list(islice(batches, accumulated))
+                made, seconds = yield Update(
+                    tuned=tuned, optimizer=optimizer, blocks=blocks, config=config, step=step, rows=rows
+                )
+        except Interrupted:
+            if ledger:
                 ledger.keep(now)
-                raise
-            if step > first and ledger.due():
-                ledger.keep(now)
+            raise
         if step < config.steps:
-            started = time.monotonic()
-            blocks = list(islice(batches, accumulated))
-            loss, rows = update(tuned, optimizer, blocks, config, step, rows=rows)
-            training_s += time.monotonic() - started
+            loss, rows = made.loss, made.rows
+            training_s += seconds
             done += 2 * config.batch_tokens
             tell(Event(step=step + 1, share=done / work, loss=loss, role=None, report=None))
     return now
+
+
+def together(runs: Sequence[Learning[T]]) -> list[T]:
+    """Advance runs side by side until all have ended, what each asks for made in one `update`; what each returned.
+
+    What one raises the others are told, so that they can keep what they have, and is raised.
+    """
+    ended: dict[int, T] = {}
+    asking: dict[int, Update] = {}
+
+    def advance(number: int, answer: Callable[[], Update]) -> None:
+        asking.pop(number, None)
+        try:
+            asking[number] = answer()
+        except StopIteration as end:
+            ended[number] = end.value
+
+    try:
+        for number, run in enumerate(runs):
+            advance(number, partial(next, run))
+        while asking:
+            began = time.monotonic()
+            made: list[Updated | Exception]
+            try:
+                made = [*update(list(asking.values()))]
+            except (RuntimeError, MemoryError) as error:
+                made = [error] * len(asking)
+            seconds = (time.monotonic() - began) / len(asking)
+            raised: list[BaseException] = []
+            for number, outcome in zip(list(asking), made, strict=True):
+                answered = partial(runs[number].send, (outcome, seconds)) if isinstance(outcome, Updated) else None
+                try:  # all are told what they have become before any is told to stop
+                    advance(number, answered or partial(runs[number].throw, outcome))
+                except BaseException as error:
+                    raised.append(error)
+            if raised:
+                raise raised[0]
+    except BaseException as error:
+        for number in asking:
+            with contextlib.suppress(type(error)):
+                runs[number].throw(error)
+        raise
+    return [ended[number] for number in range(len(runs))]
 
 
 def _measure(tuned: Tuned, observed: ObservedBase, step: int, *, pause: Callable[[], None]) -> CorpusReport:

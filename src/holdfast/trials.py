@@ -23,7 +23,8 @@ from holdfast.meter import batch_plan, measure_on, observe
 from holdfast.methods import Adapter, columns
 from holdfast.store import read_run
 from holdfast.sweeps import resolved, shared_part
-from holdfast.training import Texts, Workbench, make_optimizer, observed_as, prepare, read_texts, update
+from holdfast.training import Texts, Workbench, observed_as, prepare, read_texts
+from holdfast.updates import Update, Updated, make_optimizer, update
 
 TRIED_DOCUMENTS = 2
 """Of each measured text."""
@@ -163,7 +164,12 @@ class _Trial:
             took: list[float] = []
             while len(took) < 3 or sum(took[1:]) < TRIED_S:
                 began = time.monotonic()
-                _, rows = update(tuned, optimizer, [next(batches)], config, 0, rows=rows)
+                asked = Update(
+                    tuned=tuned, optimizer=optimizer, blocks=[next(batches)], config=config, step=0, rows=rows
+                )
+                (made,) = update([asked])
+                if isinstance(made, Updated):
+                    rows = made.rows
                 took.append(time.monotonic() - began)
             began = time.monotonic()
             for _, observed in self._bench.observed:

@@ -35,6 +35,7 @@ def sweep_in_processes(
     device: str = "auto",
     retry_failed: bool = False,
     keep_adapters: bool = False,
+    pack: int = 1,
     report_to: Sequence[str] = (),
     stop: Stop | None = None,
     look: Callable[[], None] = lambda: None,
@@ -55,8 +56,8 @@ def sweep_in_processes(
     configs = resolved(study.runs, place)
     work = {
         "runs": [config.canonical() for config in configs], "out": str(out.absolute()), "device": device,
-        "retry_failed": retry_failed, "keep_adapters": keep_adapters, "report_to": list(report_to),
-        "parent": os.getpid(),
+        "retry_failed": retry_failed, "keep_adapters": keep_adapters, "pack": pack,
+        "report_to": list(report_to), "parent": os.getpid(),
     }  # fmt: skip
     processes = [_started(work, _environment(number, workers, place), said) for number in range(workers)]
     try:
@@ -143,7 +144,7 @@ def main() -> None:
         ):
             sweep(
                 study, out=work["out"], device=work["device"], retry_failed=work["retry_failed"],
-                keep_adapters=work["keep_adapters"], stop=stop, tell=tell,
+                keep_adapters=work["keep_adapters"], pack=work["pack"], stop=stop, tell=tell,
             )  # fmt: skip
     except Interrupted:
         sys.exit(0)  # as asked; the runs say how far they are

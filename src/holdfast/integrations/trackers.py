@@ -28,7 +28,8 @@ from holdfast.errors import ConfigError, HoldfastError, first_line
 from holdfast.evidence import CorpusReport
 from holdfast.mistakes import alike, show
 from holdfast.sweeps import Progress
-from holdfast.training import Event, learning_rate
+from holdfast.training import Event
+from holdfast.updates import learning_rate
 
 log = logging.getLogger(__name__)
 
