@@ -24,7 +24,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from holdfast import checkpoints, files, store, sweeps, training
+from holdfast import archive, checkpoints, files, sweeps, training
 from holdfast.store import Recorder
 
 MOMENTS = ("training", "measuring", "appending", "checkpointing", "finishing")
@@ -121,7 +121,7 @@ def attempt(study_file: Path, out: Path, *, moment: str | None, wait: int, delay
 
 def lost(out: Path, acknowledged: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was acknowledged and is not in the folder."""
-    runs = {run.name: run for run in store.read_runs(out)} if acknowledged else {}
+    runs = {run.name: run for run in archive.read_runs(out)} if acknowledged else {}
     there = {
         (name, *one.place, one.values["kl_base_tuned"][0]) for name, run in runs.items() for one in run.measurements
     }
@@ -142,7 +142,7 @@ def campaign(model: Path, folder: Path, *, kills: int, seed: int) -> dict[str, A
     chance = random.Random(seed)  # noqa: S311
     study_file = study(model, folder)
     attempt(study_file, folder / "whole", moment=None, wait=0, delay=0)
-    expected = canonical(store.table(folder / "whole"))
+    expected = canonical(archive.table(folder / "whole"))
     hit: Counter[str] = Counter()
     acknowledged_in_all, sweeps_made, began = 0, 0, time.monotonic()
     while hit.total() < kills:
@@ -158,7 +158,7 @@ def campaign(model: Path, folder: Path, *, kills: int, seed: int) -> dict[str, A
             acknowledged += now
             assert not again, f"measured again: {again}"
             assert not lost(out, acknowledged), f"lost after kill {hit.total()} ({moment}): {lost(out, acknowledged)}"
-        assert canonical(store.table(out)) == expected, f"sweep {sweeps_made} ended with another table"
+        assert canonical(archive.table(out)) == expected, f"sweep {sweeps_made} ended with another table"
         acknowledged_in_all += len(acknowledged)
     return {
         "kills": hit.total(), "by_moment": dict(sorted(hit.items())), "sweeps": sweeps_made,

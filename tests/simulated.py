@@ -1,4 +1,4 @@
-"""Studies whose truth is known: tables of runs as `holdfast.store.table` makes them, drawn from the paper's laws."""
+"""Studies whose truth is known: tables of runs as `holdfast.archive.table` makes them, drawn from the paper's laws."""
 
 import numpy as np
 import pandas as pd

@@ -29,7 +29,8 @@ SHARED = {
     "files": {"errors"},
     "interrupts": {"errors"},
     "store": {"config", "errors", "files", "methods"},
-    "progress": {"errors", "files", "methods", "store"},
+    "archive": {"config", "errors", "files", "store"},
+    "progress": {"archive", "errors", "files", "methods", "store"},
     "evidence": {"stats", "store"},
     "forgetting": {"display", "evidence", "stats"},
     "proportions": {"stats"},
@@ -121,6 +122,7 @@ ANALYSIS_HALF = {
     "page": {"display", "figures", "stats"},
     "cards": {"display", "errors", "evidence", "files", "forgetting", "stats"},
     "papers": {
+        "archive",
         "comparison",
         "display",
         "errors",
@@ -129,7 +131,6 @@ ANALYSIS_HALF = {
         "laws",
         "planning",
         "stats",
-        "store",
         "study_figures",
     }
     | {"tables"},
@@ -144,11 +145,10 @@ ANALYSIS_HALF = {
     | {"refusals", "stats"},
     "forgetting_page": {"display", "evidence", "figures", "forgetting", "measured_figures", "page", "stats"},
     "publishing": {
+        "archive",
         "behaviour",
         "cards",
         "comparison",
-        "probe_page",
-        "progress",
         "errors",
         "figures",
         "files",
@@ -157,6 +157,8 @@ ANALYSIS_HALF = {
         "forms",
         "laws",
         "planning",
+        "probe_page",
+        "progress",
         "reporting",
         "store",
         "study_figures",
@@ -166,6 +168,7 @@ ANALYSIS_HALF = {
 }
 ENTRY = {
     "__init__": {
+        "archive",
         "audit",
         "behaviour",
         "design",
@@ -178,7 +181,6 @@ ENTRY = {
         "probing",
         "reporting",
         "stats",
-        "store",
         "sweeps",
         "validation",
     },
@@ -228,6 +230,7 @@ ENTRY = {
     },
     "options": set(),
     "law_commands": {
+        "archive",
         "design",
         "errors",
         "forecasting",

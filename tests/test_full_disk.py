@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import crashes
-from holdfast import cli, store, sweeps
+from holdfast import archive, cli, sweeps
 from holdfast.errors import ResourceError
 
 
@@ -120,7 +120,7 @@ def test_a_read_only_disk_is_refused_before_training(
     mount("-o", "remount,rw", str(disk))
     sweeps.sweep(study, out=disk / "runs")
     mount("-o", "remount,ro", str(disk))
-    assert [run.state for run in store.read_runs(disk / "runs")] == ["done", "done"]  # reading needs no writing
+    assert [run.state for run in archive.read_runs(disk / "runs")] == ["done", "done"]  # reading needs no writing
     mount("-o", "remount,rw", str(disk))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import crashes
-from holdfast import store
+from holdfast import archive
 
 KILLS = int(os.environ.get("HOLDFAST_KILLS", "10"))
 """`make test-crash` sets more."""
@@ -76,7 +76,7 @@ def test_a_signal_stops_within_a_step_and_the_same_command_goes_on(
     assert process.returncode == code, said
     assert "Traceback" not in said
     assert f"stopped by {number.name}; the same command goes on from here" in " ".join(said.split())
-    (run,) = store.read_runs(study.parent / "runs")
+    (run,) = archive.read_runs(study.parent / "runs")
     assert run.state == "in progress"
     (checkpoint,) = (run.folder / "checkpoint").iterdir()
     last = max(one.step for one in run.measurements)
@@ -85,7 +85,7 @@ def test_a_signal_stops_within_a_step_and_the_same_command_goes_on(
     until_measured(again, 1)
     os.killpg(again.pid, signal.SIGKILL)
     again.communicate()
-    (more,) = store.read_runs(study.parent / "runs")
+    (more,) = archive.read_runs(study.parent / "runs")
     assert more.measurements[: len(run.measurements)] == run.measurements
     assert len(more.measurements) > len(run.measurements)
     assert "resumed" in more.provenance

@@ -12,7 +12,7 @@ import yaml
 
 import crashes
 import simulated
-from holdfast import pursuit, store, trials
+from holdfast import archive, pursuit, store, trials
 from holdfast.config import Measure, Optimizer, RunConfig, Study, Target, read_study
 from holdfast.design import next_runs, possible_runs
 from holdfast.errors import ConfigError, Interrupted
@@ -179,7 +179,7 @@ def test_where_a_run_diverged_none_is_made_again(tmp_path: Path) -> None:
 
 def test_several_at_once_are_those_that_count_on_each_other(tmp_path: Path) -> None:
     Made(tmp_path)(STUDY)
-    table = store.table(tmp_path)
+    table = archive.table(tmp_path)
     ahead = look_ahead(STUDY, out=tmp_path, goal=replace(GOAL, at_once=3))
     laws = fit(table)
     offers = [each for each in possible_runs(laws, table) if 8 <= each.r <= 256 and each.steps <= 130]
@@ -237,7 +237,7 @@ def test_the_command_goes_on_where_it_was_stopped_and_ends_the_same(
         run([*command, str(tmp_path / "cut")], monkeypatch, capsys)
     few.left, few.dies = 2, False
     code, out, err = run([*command, str(tmp_path / "cut")], monkeypatch, capsys)
-    assert crashes.canonical(store.table(tmp_path / "cut")) == crashes.canonical(store.table(tmp_path / "whole"))
+    assert crashes.canonical(archive.table(tmp_path / "cut")) == crashes.canonical(archive.table(tmp_path / "whole"))
     rows = json.loads(out)["table"]
     assert rows == found["table"]
 

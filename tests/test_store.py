@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import store
+from holdfast import archive, store
 from holdfast.config import Optimizer, RunConfig, Target
 from holdfast.errors import ResourceError, StoreError
 from holdfast.methods import Lora
@@ -159,7 +159,7 @@ def test_a_config_that_is_not_the_folders_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no readable config.json"):
         store.read_run(folder)
     with pytest.raises(StoreError, match="no run folders"):
-        store.table(tmp_path / "nothing")
+        archive.table(tmp_path / "nothing")
 
 
 def test_what_a_run_was_begun_with_is_what_it_goes_on_with(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_the_table_has_every_run_whatever_became_of_it(tmp_path: Path) -> None:
     made(tmp_path, r=2, rows=(measured(0),), end="diverged")
     made(tmp_path, r=3, end="failed")
     made(tmp_path, r=5, rows=(measured(0),), end="in progress")
-    table = store.table(tmp_path)
+    table = archive.table(tmp_path)
     states = table.groupby("r")["state"].first().to_dict()
     assert states == {1: "done", 2: "diverged", 3: "failed", 5: "in progress"}
     assert len(table) == 5

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import holdfast
-from holdfast import store, sweeps
+from holdfast import archive, store, sweeps
 from holdfast.config import read_study
 from holdfast.errors import ConfigError, DataError, Interrupted, ModelError, StoreError
 from holdfast.interrupts import Stop
@@ -58,7 +58,7 @@ def test_a_sweep_makes_its_runs_and_reads_them_back_at_once(study: Path, tmp_pat
     assert all(e.event is None for e in quiet)
     pd.testing.assert_frame_equal(
         first.sort_values(["run", "step", "corpus"], ignore_index=True),
-        store.table(tmp_path / "runs").sort_values(["run", "step", "corpus"], ignore_index=True),
+        archive.table(tmp_path / "runs").sort_values(["run", "step", "corpus"], ignore_index=True),
     )
 
 
@@ -70,7 +70,7 @@ def test_the_same_study_elsewhere_gives_the_same_rows(study: Path, tmp_path: Pat
 
 def test_a_run_folder_is_complete(study: Path, tmp_path: Path) -> None:
     heard(study, tmp_path / "runs")
-    for run in store.read_runs(tmp_path / "runs"):
+    for run in archive.read_runs(tmp_path / "runs"):
         names = {path.name for path in run.folder.iterdir()}
         assert names == {"config.json", "provenance.json", "records.jsonl", "adapter", "done.json"}
         assert {"versions", "platform", "fingerprints", "trainable_params", "threads"} <= run.provenance.keys()
@@ -85,7 +85,7 @@ def test_a_run_folder_is_complete(study: Path, tmp_path: Path) -> None:
 
 def test_an_unfinished_run_starts_over_and_ends_the_same(study: Path, tmp_path: Path) -> None:
     whole, _ = heard(study, tmp_path / "runs")
-    folder = store.read_runs(tmp_path / "runs")[0].folder
+    folder = archive.read_runs(tmp_path / "runs")[0].folder
     (folder / "done.json").unlink()
     lines = (folder / "records.jsonl").read_bytes()
     (folder / "records.jsonl").write_bytes(lines[: len(lines) // 2])
@@ -168,7 +168,7 @@ def test_the_adapters_of_measured_steps_are_kept_on_request_and_are_the_runs_own
     shutil.rmtree(lost)
     table, _ = heard(study, tmp_path / "runs", keep_adapters=True)
     pd.testing.assert_frame_equal(plain, table)
-    for run in store.read_runs(tmp_path / "runs"):
+    for run in archive.read_runs(tmp_path / "runs"):
         assert {path.name for path in run.folder.glob("checkpoint-*")} == {
             "checkpoint-2",
             "checkpoint-3",

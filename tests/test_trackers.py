@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from accelerate import tracking
 
-from holdfast import store
+from holdfast import archive
 from holdfast.errors import ConfigError
 from holdfast.integrations import trackers
 from hostile import Answer, command, write_study
@@ -75,7 +75,7 @@ def agree(logged: dict[str, dict[int, float]], table: pd.DataFrame, run: str) ->
 
 def same_runs(one: Path, other: Path) -> None:
     """The tables and the names of all files in the runs are the same, trackers or not."""
-    pd.testing.assert_frame_equal(store.table(one), store.table(other))
+    pd.testing.assert_frame_equal(archive.table(one), archive.table(other))
     names = [
         sorted(path.relative_to(root) for path in root.rglob("*") if path.relative_to(root).parts[0] != "trackers")
         for root in (one, other)
@@ -97,7 +97,7 @@ def test_tensorboard_holds_what_the_table_holds(tiny: Path, folder: Path, untold
     assert answer.code == 0, answer.err
     assert answer.out == ""
     same_runs(untold, folder / "runs")
-    table = store.table(folder / "runs")
+    table = archive.table(folder / "runs")
     for run in table["run"].unique():
         place = folder / "runs" / "trackers" / "tensorboard" / run
         agree(scalars(place), table, run)
@@ -111,7 +111,7 @@ def test_workers_tell_their_own_trackers(tiny: Path, folder: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs TensorBoard: pip install 'holdfast[tensorboard]'")
     answer = sweep(tiny, folder, "--report-to", "tensorboard", "--workers", "2")
     assert answer.code == 0, answer.err
-    table = store.table(folder / "runs")
+    table = archive.table(folder / "runs")
     for run in table["run"].unique():
         agree(scalars(folder / "runs" / "trackers" / "tensorboard" / run), table, run)
 
@@ -161,7 +161,7 @@ def test_weights_and_biases_writes_offline_and_never_asks(tiny: Path, folder: Pa
     assert ended.returncode == 0, ended.stderr
     assert "goes on without" not in ended.stderr
     assert json.loads(ended.stdout)
-    table = store.table(folder / "runs")
+    table = archive.table(folder / "runs")
     files = sorted((folder / "runs" / "trackers" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
     told = [history(file) for file in files]
@@ -181,7 +181,7 @@ def test_a_server_that_is_not_there_is_not_waited_for(
     monkeypatch.setattr(trackers, "ONLINE_S", 1)
     answer = sweep(tiny, folder, "--report-to", "wandb")
     assert answer.code == 0, answer.err
-    assert set(store.table(folder / "runs")["state"]) == {"done"}
+    assert set(archive.table(folder / "runs")["state"]) == {"done"}
     for path in (path for path in folder.rglob("*") if path.is_file()):
         assert secret.encode() not in path.read_bytes(), path
     assert secret not in answer.err
@@ -193,7 +193,7 @@ def test_mlflow_holds_what_the_table_holds(tiny: Path, folder: Path, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     answer = sweep(tiny, folder, "--report-to", "mlflow")
     assert answer.code == 0, answer.err
-    table, client = store.table(folder / "runs"), mlflow.MlflowClient()
+    table, client = archive.table(folder / "runs"), mlflow.MlflowClient()
     for run in client.search_runs([client.get_experiment_by_name("holdfast").experiment_id]):
         names = [*expected(table, run.info.run_name), "loss", "learning_rate"]
         logged = {name: {m.step: m.value for m in client.get_metric_history(run.info.run_id, name)} for name in names}
@@ -254,7 +254,7 @@ def test_a_place_that_cannot_be_written_stops_nothing(
     (folder / "runs" / "trackers").write_text("in the way")
     assert sweep(tiny, folder, "--report-to", "tensorboard").code == 0
     assert "goes on without it" in caplog.text
-    assert set(store.table(folder / "runs")["state"]) == {"done"}
+    assert set(archive.table(folder / "runs")["state"]) == {"done"}
 
 
 def test_what_is_not_there_is_refused_before_anything_is_made(

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from holdfast.archive import table
     from holdfast.audit import measure
     from holdfast.behaviour import ProbeReport
     from holdfast.design import NextRuns, next_runs
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from holdfast.probing import probe
     from holdfast.reporting import report
     from holdfast.stats import Estimate
-    from holdfast.store import table
     from holdfast.sweeps import sweep
     from holdfast.validation import Validation, validate
 
@@ -55,7 +55,7 @@ _HOME = {
     "published": "presets",
     "report": "reporting",
     "sweep": "sweeps",
-    "table": "store",
+    "table": "archive",
     "validate": "validation",
 }
 

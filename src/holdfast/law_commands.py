@@ -29,7 +29,7 @@ def fit(
 
     Example: `holdfast fit runs --json > laws.json`, or `holdfast fit points.csv --x params,tokens --y loss --group run`
     """
-    from holdfast import law_screens, store, tables
+    from holdfast import archive, law_screens, tables
 
     if x is not None or y is not None or runs.suffix == ".csv":
         if x is None or y is None:
@@ -37,7 +37,7 @@ def fit(
         fits = tables.fit_table(runs, x=x.split(","), y=y, group=group, laws=law, log_huber=log_huber)
         print_json({"fits": [one.to_dict() for one in fits]}) if as_json else law_screens.show_fits(fits)
         return
-    found = tables.examine(store.table(runs), corpus=corpus, skip_fraction=skip_fraction)
+    found = tables.examine(archive.table(runs), corpus=corpus, skip_fraction=skip_fraction)
     print_json(found.to_dict()) if as_json else law_screens.show_laws(found)
 
 
@@ -61,10 +61,10 @@ def plan(
     Example: `holdfast plan runs --max-forgetting 0.1`, or before any run
     `holdfast plan --law kalajdzievski2024-openorca --trainable-params 20e6 --max-forgetting 0.9`
     """
-    from holdfast import law_screens, laws, planning, presets, progress, store
+    from holdfast import archive, law_screens, laws, planning, presets, progress
 
     if runs is not None and law is None:
-        fitted, speed = laws.fit(store.table(runs), corpus=corpus), progress.seconds_per_token(runs)
+        fitted, speed = laws.fit(archive.table(runs), corpus=corpus), progress.seconds_per_token(runs)
     elif law is not None and runs is None:
         fitted, speed = presets.published(law), None
     else:
@@ -88,9 +88,9 @@ def forecast(
 
     Example: `holdfast forecast runs --run 3f2a --steps 260 --max-forgetting 0.1`
     """
-    from holdfast import forecasting, law_screens, laws, store
+    from holdfast import archive, forecasting, law_screens, laws, store
 
-    table = store.table(runs)
+    table = archive.table(runs)
     fitted, name = laws.fit(table, corpus=corpus), store.full_name(table, run)
     made = [
         forecasting.forecast(fitted, table, name, steps=steps, quantity=quantity)
@@ -116,9 +116,9 @@ def next_(
 
     Example: `holdfast next runs --max-forgetting 0.1 --tolerance 0.01`
     """
-    from holdfast import design, law_screens, laws, store
+    from holdfast import archive, design, law_screens, laws
 
-    table = store.table(runs)
+    table = archive.table(runs)
     fitted = laws.fit(table, corpus=corpus)
     found = design.next_runs(fitted, table, max_forgetting=max_forgetting, tolerance=tolerance, number=number)
     print_json(found.to_dict()) if as_json else law_screens.show_next(found)

@@ -12,6 +12,7 @@ import pandas as pd
 import vl_convert
 
 from holdfast import figures, files
+from holdfast.archive import table as stored
 from holdfast.comparison import beside_the_paper, frame, identified
 from holdfast.display import visible
 from holdfast.errors import ConfigError
@@ -19,7 +20,6 @@ from holdfast.figures import UNIT
 from holdfast.laws import Laws, points
 from holdfast.planning import plan
 from holdfast.stats import rounded
-from holdfast.store import table as stored
 from holdfast.study_figures import charts, last_measured
 from holdfast.tables import Examined, examine
 
@@ -111,7 +111,7 @@ def paper(chart: figures.Chart) -> dict[str, Any]:
 def tables(rows: pd.DataFrame, found: Examined) -> dict[str, pd.DataFrame]:
     """The tables of a study by name: its runs, the constants of its laws, what was held out, and the paper's Table 1.
 
-    `rows` is the table of `store.table`. A standard error stands in a column of its own, `…_stderr`.
+    `rows` is the table of `archive.table`. A standard error stands in a column of its own, `…_stderr`.
     """
     last = last_measured(rows).sort_values(["r", "learning_rate", "seed", "run", "corpus"])
     kept = [name for wanted in RUNS for name in (wanted, f"{wanted}_stderr") if name in last.columns]

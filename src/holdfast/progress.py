@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from holdfast import files
+from holdfast.archive import read_runs
 from holdfast.errors import StoreError
 from holdfast.methods import named
-from holdfast.store import Run, owned, read_run, read_runs, run_folders
+from holdfast.store import Run, owned, read_run, run_folders
 
 Standing = Literal["done", "running", "stopped", "waiting", "failed", "diverged", "damaged"]
 """`stopped`: begun and nobody's; a sweep goes on with it. `waiting`: not begun."""
@@ -68,7 +69,7 @@ def seconds_per_token(root: Path | str) -> float | None:
 
     Not in the table: a study made again, or resumed, gives the same table, and takes another time.
     """
-    done = [run for run in read_runs(Path(root)) if "training_s" in run.summary]
+    done = [run for run in read_runs(root) if "training_s" in run.summary]
     tokens = sum(run.config.steps * run.config.batch_tokens for run in done)
     return sum(float(run.summary["training_s"]) for run in done) / tokens if tokens else None
 

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from holdfast import figures, files
+from holdfast.archive import FILE, read_runs, write_archive
 from holdfast.behaviour import ProbeReport
 from holdfast.cards import write_card
 from holdfast.comparison import beside_the_paper
@@ -25,7 +26,7 @@ from holdfast.planning import Plan, plan
 from holdfast.probe_page import probe_page
 from holdfast.progress import status
 from holdfast.reporting import report
-from holdfast.store import Run, read_runs, tabulate
+from holdfast.store import Run, tabulate
 from holdfast.study_figures import charts
 from holdfast.validation import Validation, validate
 
@@ -56,6 +57,8 @@ def publish(
     reload_s: int | None = None,
 ) -> Published:
     """Write `report.html` and its figures (PNG and SVG, from the same definitions) for a folder of runs.
+
+    Into another folder than the runs' own their archive is written too, from which the page can be made again.
 
     Too few finished runs for a law are no error: the page then shows what was measured, and says why there is no more.
     With `reload_s` it is the page of a sweep under way, which a browser reads again after so many seconds; every other
@@ -94,6 +97,8 @@ def publish(
     with files.refusing(output_dir):
         files.make_folder(output_dir)
         files.write(output_dir / "report.html", page.encode())
+        if output_dir.resolve() != runs.resolve() and reload_s is None:
+            write_archive(made, output_dir / FILE)
         draws = laws is not None and reload_s is None
         drawn = _draw(table, laws, planned, validation, output_dir / "figures") if laws and draws else ()
     return Published(page=output_dir / "report.html", figures=drawn, laws=laws, why_no_laws=why_not, plan=planned)

@@ -45,7 +45,7 @@ def report(
 ) -> str:
     """A study as one self-contained HTML page: what learning costs, what to run, and the evidence for both.
 
-    `table` is that of `store.table`, failed and diverged runs included; `laws`, `plan`, `validation`, `forms` and
+    `table` is that of `archive.table`, failed and diverged runs included; `laws`, `plan`, `validation`, `forms` and
     `compared` were made from it. With `reload_s` a browser reads the file again after so many seconds.
     `commands` are what a reader types to make the page again; `provenance` is whatever says where the numbers come
     from, nested as it likes. Without `laws` the page shows the measurements, and `why_no_laws` in place of the laws.

@@ -305,25 +305,6 @@ def run_folders(root: Path | str) -> list[Path]:
     return folders
 
 
-def read_runs(root: Path) -> list[Run]:
-    """Every run under `root`, by name.
-
-    Raises:
-        StoreError: there is none, or one is damaged.
-    """
-    return [read_run(folder) for folder in run_folders(root)]
-
-
-def table(root: Path | str) -> pd.DataFrame:
-    """All runs under a folder as one table: a row per run, measured step and corpus.
-
-    Columns: the run's `run, state, reason` and config; `step, tokens, corpus, role, documents, scored_tokens`; each
-    quantity and its `<quantity>_stderr`, nats per scored token. A run that ended before its first measurement has one
-    row with neither step nor quantities, so that it is seen; use `state` to leave runs out.
-    """
-    return tabulate(read_runs(Path(root)))
-
-
 def full_name(table: pd.DataFrame, run: str) -> str:
     """The run of a table whose name begins like this.
 
@@ -337,11 +318,11 @@ def full_name(table: pd.DataFrame, run: str) -> str:
 
 
 def tabulate(runs: Iterable[Run]) -> pd.DataFrame:
-    """The table of some runs; see `table`."""
+    """The table of some runs; see `archive.table`."""
     lines: list[dict[str, Any]] = []
     for run in runs:
         about = _about(run)
-        lines += [about | _columns(measurement) for measurement in run.measurements] or [about]
+        lines += [about | columns_of(measurement) for measurement in run.measurements] or [about]
     return pd.DataFrame(lines)
 
 
@@ -366,7 +347,8 @@ def _about(run: Run) -> dict[str, Any]:
     }
 
 
-def _columns(measurement: Measurement) -> dict[str, Any]:
+def columns_of(measurement: Measurement) -> dict[str, Any]:
+    """A measurement as columns of a table."""
     columns = asdict(measurement)
     del columns["values"]
     for quantity, (value, stderr) in measurement.values.items():

@@ -65,7 +65,7 @@ def charts(
 ) -> dict[str, Chart]:
     """Every figure of a study by name, in reading order; what is None has none.
 
-    `table` is that of `store.table`; the laws, plan and validation were made from it.
+    `table` is that of `archive.table`; the laws, plan and validation were made from it.
 
     Raises:
         FitError: no finished run has anything to draw.

@@ -74,7 +74,7 @@ def sweep(
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     tell: Callable[[Progress], None] = lambda _: None,
 ) -> pd.DataFrame:
-    """Make every run of a study that is not made yet, and return the table of them all (see `store.table`).
+    """Make every run of a study that is not made yet, and return the table of them all (see `archive.table`).
 
     Finished runs are read back; unfinished ones go on from their last checkpoint, as if they had never been stopped;
     failed and diverged ones stay as they are, or with `retry_failed` the failed and damaged ones are tried again. A run
