@@ -63,9 +63,9 @@ MODEL_HALF = {
     "updates": {"checkpoints", "config", "corpora", "lora", "losses", "models"},
     "training": {"basecache", "checkpoints", "config", "corpora", "counts", "errors"}
     | {"evidence", "folders", "meter", "methods", "models", "store", "updates"},
-    "sweeps": {"adapters", "checkpoints", "config", "counts", "errors", "files"}
+    "sweeps": {"adapters", "archive", "checkpoints", "config", "counts", "errors", "files"}
     | {"interrupts", "kernels", "models", "store", "training", "updates"},
-    "trials": {"adapters", "basecache", "checkpoints", "config", "corpora", "counts", "errors"}
+    "trials": {"adapters", "archive", "basecache", "checkpoints", "config", "corpora", "counts", "errors"}
     | {"files", "meter", "methods", "models", "store", "sweeps", "training", "updates"},
     "settings": {"errors", "models"},
     "checks": {"errors", "folders", "forgetting", "mistakes", "models", "settings", "sources"},

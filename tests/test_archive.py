@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 from holdfast import archive, progress
 from holdfast.errors import StoreError
 from holdfast.publishing import publish
+from holdfast.store import read_run, run_folders
 from test_publishing import made
 
 
@@ -67,3 +69,24 @@ def test_a_damaged_archive_is_named(runs: Path, tmp_path: Path) -> None:
     table.to_parquet(path)
     with pytest.raises(StoreError, match="hashes to"):
         archive.read_runs(tmp_path)
+
+
+def test_archived_runs_become_folders_again_but_for_their_weights(runs: Path, tmp_path: Path) -> None:
+    root = tmp_path / "elsewhere"
+    root.mkdir()
+    before = archive.read_runs(runs)
+    archive.write_archive(before, root / archive.FILE)
+    archive.restore(root)
+    archive.restore(root)
+    after = [read_run(folder) for folder in run_folders(root)]
+    assert [replace(run, folder=Path()) for run in after] == [replace(run, folder=Path()) for run in before]
+    assert {run.state for run in after} == {"done", "diverged"}
+    assert sorted(path.name for path in root.iterdir()) == sorted([archive.FILE, *(run.name for run in before)])
+
+
+def test_a_folder_that_is_there_is_left_as_it_is(runs: Path) -> None:
+    first, *others = archive.read_runs(runs)
+    archive.write_archive([first, *others], runs / archive.FILE)
+    (first.folder / "done.json").unlink()
+    archive.restore(runs)
+    assert read_run(first.folder).state == "in progress"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import holdfast
-from holdfast import archive, store, sweeps
+from holdfast import archive, store, sweeps, trials
 from holdfast.config import read_study
 from holdfast.errors import ConfigError, DataError, Interrupted, ModelError, StoreError
 from holdfast.interrupts import Stop
@@ -66,6 +66,17 @@ def test_the_same_study_elsewhere_gives_the_same_rows(study: Path, tmp_path: Pat
     one, _ = heard(study, tmp_path / "one")
     other, _ = heard(study, tmp_path / "other")
     pd.testing.assert_frame_equal(one, other)
+
+
+def test_a_study_goes_on_elsewhere_from_its_archive(study: Path, tmp_path: Path) -> None:
+    whole, _ = heard(study, tmp_path / "whole")
+    first, other = archive.read_runs(tmp_path / "whole")
+    (tmp_path / "rest").mkdir()
+    archive.write_archive([first], tmp_path / "rest" / archive.FILE)
+    assert trials.estimate_cost(read_study(study), out=tmp_path / "rest").runs == 1
+    again, events = heard(study, tmp_path / "rest")
+    pd.testing.assert_frame_equal(again, whole)
+    assert {e.run.name for e in events if e.event} == {other.name}
 
 
 def test_a_run_folder_is_complete(study: Path, tmp_path: Path) -> None:

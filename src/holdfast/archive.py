@@ -4,14 +4,16 @@
                    three as JSON), and the columns of a measurement
 
 Such a file is what a study leaves to others: tables, laws, plans and pages are made from it as from the folders, and it
-holds no weights.
+holds no weights. A sweep into a folder with such a file counts its runs as made, so a study can go on elsewhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
+import tempfile
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import pydantic
 from holdfast import files
 from holdfast.config import RunConfig
 from holdfast.errors import StoreError, first_line
-from holdfast.store import Measurement, Run, columns_of, read_run, run_folders, tabulate
+from holdfast.store import Measurement, Run, columns_of, owning, read_run, run_folders, tabulate
 
 FILE = "runs.parquet"
 
@@ -37,6 +39,32 @@ def read_runs(root: Path | str) -> list[Run]:
     if archived.is_file() and not any(Path(root).glob("*/config.json")):
         return _read(archived)
     return [read_run(folder) for folder in run_folders(root)]
+
+
+def restore(root: Path) -> None:
+    """Make the folders of archived runs that ended and have none, all but their weights.
+
+    Raises:
+        StoreError: the archive is damaged.
+        ResourceError: the folder cannot be written.
+    """
+    if not (root / FILE).is_file():
+        return
+    lacking = [run for run in _read(root / FILE) if run.state != "in progress" and not (root / run.name).exists()]
+    with files.refusing(root), tempfile.TemporaryDirectory(prefix=".restored-", dir=root) as scratch:
+        for run in lacking:
+            with owning(run.config, root=Path(scratch)) as recorder:
+                if recorder is None:
+                    continue
+                recorder.begin(run.provenance)
+                for measurement in run.measurements:
+                    recorder.append(measurement)
+                if run.state == "done":
+                    recorder.finish(run.summary)
+                elif run.state != "in progress":
+                    recorder.fail(run.state, run.reason or "")
+            with contextlib.suppress(FileExistsError):  # another process did the same
+                (Path(scratch) / run.name).rename(root / run.name)
 
 
 def table(root: Path | str) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from holdfast import adapters, checkpoints, files, models
+from holdfast import adapters, archive, checkpoints, files, models
 from holdfast.config import RunConfig, Study, read_study
 from holdfast.counts import count
 from holdfast.errors import DataError, ModelError, StoreError
@@ -81,6 +81,8 @@ def sweep(
     that fails or diverges is recorded with its reason and the sweep goes on. `tell` hears of every step, measurement
     and end of a run.
 
+    Runs in a `runs.parquet` of the folder (see `archive`) count as made: a study begun elsewhere goes on here.
+
     With `keep_adapters` a run's folder also holds `checkpoint-<step>`, a PEFT folder or a whole model's, for each
     measured step after the first: `measure` and `probe` take such a run for the trajectory it is.
 
@@ -107,6 +109,7 @@ def sweep(
     )  # fmt: skip
     for config in configs:
         making.texts_of(config)  # what cannot be read is refused before anything is written
+    archive.restore(making.root)
     for config in configs:  # so that whoever looks sees every run there will be
         with owning(config, root=making.root):
             pass

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from holdfast import adapters, checkpoints, files, models
+from holdfast import adapters, archive, checkpoints, files, models
 from holdfast.basecache import Kind
 from holdfast.config import RunConfig, Study
 from holdfast.corpora import packed_batches
@@ -66,7 +66,8 @@ class _Speed:
 def estimate_cost(study: Study, *, out: str | Path, device: str = "auto", retry_failed: bool = False) -> SweepCost:
     """What is left to make of a study will take, by trying the smallest and the largest of each kind of run.
 
-    Time and memory of ranks in between lie on a line between the two. Nothing is written.
+    Time and memory of ranks in between lie on a line between the two. Nothing is written
+    but the folders of archived runs.
 
     Raises:
         ConfigError: PEFT knows no such method or field.
@@ -75,6 +76,7 @@ def estimate_cost(study: Study, *, out: str | Path, device: str = "auto", retry_
     """
     adapters.check_methods(study)
     place = models.choose_device(device)
+    archive.restore(Path(out))
     left = {config: _left(config, Path(out), retry=retry_failed) for config in resolved(study.runs, place)}
     to_make = [config for config, share in left.items() if share]
     groups = [_Trial(members, place) for members in _grouped(to_make, shared_part).values()]
