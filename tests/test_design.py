@@ -273,6 +273,18 @@ def test_without_an_interval_the_way_to_one_is_told():
     assert "nan" not in str(found)
 
 
+def test_two_short_runs_of_which_neither_has_a_law_by_itself_are_an_answer_too():
+    """README's study at its smallest, as measured: 4 constants, and 4 checkpoints once a run is left out."""
+    table = simulated.study(ranks=(2, 8), seeds=(0,), total_steps=13)
+    retained = (table["role"] == "retain") & (table["step"] > 0)
+    table.loc[retained & (table["r"] == 8), KL] = [3.5e-5, 9.7e-5, 1.97e-4, 3.12e-4]
+    table.loc[retained & (table["r"] == 2), KL] = [7e-6, 2e-5, 4.1e-5, 6.6e-5]
+    found = next_runs(fit(table), table, at=(8, 13))
+    assert not found.stop
+    assert all(each.width_after > 0 for each in found.ranked)
+    assert math.isinf(found.ranked[0].width_before)
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [

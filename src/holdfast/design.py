@@ -275,7 +275,10 @@ def _terms(
 
 
 def _width(state: _State) -> float:
-    """2 t σ, with Student's t as `Fit.predict` counts its degrees of freedom; infinite for one run."""
+    """2 t σ, with Student's t as `Fit.predict` counts its degrees of freedom; infinite for one run.
+
+    Infinite too where a run fewer leaves the law open: the variance, then, is a rounding error of either sign.
+    """
     own, spread, pull, r = (np.stack(each) for each in zip(*state.by_run.values(), strict=True))
     runs, j = len(own), state.direction
     if runs < 2:
@@ -289,9 +292,11 @@ def _width(state: _State) -> float:
     moves = pull @ np.linalg.solve(total, j)
     alike = (r[:, None] == r) & ~np.eye(runs, dtype=bool)
     variance += state.shared * float(moves @ alike @ moves)
+    if variance <= 0:
+        return math.inf
     weights = moves**2
     dof = float(weights.sum() ** 2 / (weights**2).sum()) * (runs - 1) / runs
-    return 2 * state.scale * t_quantile((1 + LEVEL) / 2, max(dof, 1)) * math.sqrt(max(variance, 0))
+    return 2 * state.scale * t_quantile((1 + LEVEL) / 2, max(dof, 1)) * math.sqrt(variance)
 
 
 def _bought(state: _State, candidate: Candidate, terms: Terms) -> _State:
