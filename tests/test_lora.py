@@ -71,6 +71,36 @@ def test_bf16_maps_learn_in_float32() -> None:
         assert (mine - other).norm() < 0.02 * other.norm()  # bf16 has 8 bits
 
 
+def test_what_is_smaller_than_a_rounding_step_is_not_lost() -> None:
+    """A tenth of bf16's last place on average: the sum of two rounded numbers, PEFT's, would hardly move at all."""
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(torch.nn.Linear(64, 256, bias=False, dtype=torch.bfloat16))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=4, target_modules=["0"]))
+    layer = model.base_model.model[0]
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_(std=2e-4)
+        x = torch.randn(400, 64, dtype=torch.bfloat16)
+        exact = (
+            x.double()
+            @ (
+                layer.scaling["default"]
+                * layer.lora_B["default"].weight.double()
+                @ layer.lora_A["default"].weight.double()
+            ).T
+        )
+        plain = layer.get_base_layer()(x)
+        lost = (layer(x) - plain).double()
+        quicken(model)
+        kept = (layer(x) - plain).double()
+
+    def share(moved: torch.Tensor) -> float:
+        return float((moved * exact).sum() / exact.square().sum())
+
+    assert exact.abs().mean() < 0.2 * plain.abs().mean() / 256
+    assert share(lost) < 0.7
+    assert share(kept) == pytest.approx(1, abs=0.05)
+
+
 def test_an_untrained_adapter_changes_nothing() -> None:
     _, ours = pair(torch.bfloat16)
     for name, parameter in ours.named_parameters():

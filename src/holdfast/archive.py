@@ -23,22 +23,50 @@ import pydantic
 
 from holdfast import files
 from holdfast.config import RunConfig
-from holdfast.errors import StoreError, first_line
-from holdfast.store import Measurement, Run, columns_of, owning, read_run, run_folders, tabulate
+from holdfast.errors import ConfigError, StoreError, first_line
+from holdfast.store import Measurement, Run, about_run, columns_of, owning, read_run, run_folders, tabulate
 
 FILE = "runs.parquet"
 
 
-def read_runs(root: Path | str) -> list[Run]:
+def read_runs(root: Path | str, *, only: Sequence[str] | None = None) -> list[Run]:
     """Every run under a folder, by name: those of its run folders or, where it has none, of its `runs.parquet`.
+
+    `only` are conditions such as "target=gsm8k" on columns of the table, all of which a run must meet. A target is also
+    named by what its measurements call it.
 
     Raises:
         StoreError: there is none, or one is damaged.
+        ConfigError: a condition that no run meets, or of no column.
     """
     archived = Path(root) / FILE
     if archived.is_file() and not any(Path(root).glob("*/config.json")):
-        return _read(archived)
-    return [read_run(folder) for folder in run_folders(root)]
+        runs = _read(archived)
+    else:
+        runs = [read_run(folder) for folder in run_folders(root)]
+    for condition in only or ():
+        runs = _meeting(runs, condition, at=root)
+    return runs
+
+
+def _meeting(runs: Sequence[Run], condition: str, *, at: Path | str) -> list[Run]:
+    column, _, wanted = condition.partition("=")
+    held = {run.name: _values(run, column) for run in runs}
+    if not all(held.values()):
+        raise ConfigError(f"got {condition!r}, expected COLUMN=VALUE of a column of the runs, at {at}")
+    met = [run for run in runs if wanted in held[run.name]]
+    if not met:
+        known = ", ".join(sorted({min(values, key=len) for values in held.values()}))
+        raise ConfigError(f"got {condition!r}, expected one of {known}, at {at}")
+    return met
+
+
+def _values(run: Run, column: str) -> set[str]:
+    """What a run may be called by in a column of its table."""
+    about = about_run(run)
+    value = about.get(column)
+    names = {one.corpus for one in run.measurements if one.role == column == "target"}
+    return names | ({f"{value:g}" if isinstance(value, float) else str(value)} if column in about else set())
 
 
 def restore(root: Path) -> None:
@@ -67,14 +95,14 @@ def restore(root: Path) -> None:
                 (Path(scratch) / run.name).rename(root / run.name)
 
 
-def table(root: Path | str) -> pd.DataFrame:
-    """All runs under a folder as one table: a row per run, measured step and corpus.
+def table(root: Path | str, *, only: Sequence[str] | None = None) -> pd.DataFrame:
+    """All runs under a folder, or those that meet `only`, as one table: a row per run, measured step and corpus.
 
     Columns: the run's `run, state, reason` and config; `step, tokens, corpus, role, documents, scored_tokens`; each
     quantity and its `<quantity>_stderr`, nats per scored token. A run that ended before its first measurement has one
     row with neither step nor quantities, so that it is seen; use `state` to leave runs out.
     """
-    return tabulate(read_runs(root))
+    return tabulate(read_runs(root, only=only))
 
 
 def write_archive(runs: Sequence[Run], path: Path) -> None:

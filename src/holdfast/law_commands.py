@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from holdfast.errors import ConfigError
-from holdfast.options import Budget, Corpus, Goal, Json, Risk, Runs, print_json
+from holdfast.options import Budget, Corpus, Goal, Json, Only, Risk, Runs, print_json
 
 
 def fit(
     runs: Annotated[Path, typer.Argument(help="Folder of runs made by `holdfast sweep`, or a CSV file of points.")],
     corpus: Corpus = None,
+    only: Only = None,
     skip_fraction: Annotated[float, typer.Option(help="Share of each run's first steps left out of the fits.")] = 50
     / 260,
     x: Annotated[str | None, typer.Option(help="Of a CSV file: its input columns, one or two, with a comma.")] = None,
@@ -37,7 +38,7 @@ def fit(
         fits = tables.fit_table(runs, x=x.split(","), y=y, group=group, laws=law, log_huber=log_huber)
         print_json({"fits": [one.to_dict() for one in fits]}) if as_json else law_screens.show_fits(fits)
         return
-    found = tables.examine(archive.table(runs), corpus=corpus, skip_fraction=skip_fraction)
+    found = tables.examine(archive.table(runs, only=only), corpus=corpus, skip_fraction=skip_fraction)
     print_json(found.to_dict()) if as_json else law_screens.show_laws(found)
 
 
@@ -54,6 +55,7 @@ def plan(
         int | None, typer.Option("--rank", "--r", help="Plan for this rank; only steps are chosen.")
     ] = None,
     corpus: Corpus = None,
+    only: Only = None,
     as_json: Json = False,
 ) -> None:
     """The best rank and number of steps under a forgetting budget, for a loss to reach, or both.
@@ -64,7 +66,7 @@ def plan(
     from holdfast import archive, law_screens, laws, planning, presets, progress
 
     if runs is not None and law is None:
-        fitted, speed = laws.fit(archive.table(runs), corpus=corpus), progress.seconds_per_token(runs)
+        fitted, speed = laws.fit(archive.table(runs, only=only), corpus=corpus), progress.seconds_per_token(runs)
     elif law is not None and runs is None:
         fitted, speed = presets.published(law), None
     else:
@@ -82,6 +84,7 @@ def forecast(
     steps: Annotated[list[int], typer.Option(help="Steps to look ahead to; repeatable.")],
     max_forgetting: Budget = None,
     corpus: Corpus = None,
+    only: Only = None,
     as_json: Json = False,
 ) -> None:
     """Where a run in progress will be, from its own first part and the laws of the finished runs.
@@ -90,7 +93,7 @@ def forecast(
     """
     from holdfast import archive, forecasting, law_screens, laws, store
 
-    table = archive.table(runs)
+    table = archive.table(runs, only=only)
     fitted, name = laws.fit(table, corpus=corpus), store.full_name(table, run)
     made = [
         forecasting.forecast(fitted, table, name, steps=steps, quantity=quantity)
@@ -110,6 +113,7 @@ def next_(
     ] = None,
     number: Annotated[int, typer.Option(min=1, help="How many runs to choose, each counting on those before.")] = 5,
     corpus: Corpus = None,
+    only: Only = None,
     as_json: Json = False,
 ) -> None:
     """Which run to make next, or to finish: what narrows the plan's interval most for its cost; or to stop.
@@ -118,7 +122,7 @@ def next_(
     """
     from holdfast import archive, design, law_screens, laws
 
-    table = archive.table(runs)
+    table = archive.table(runs, only=only)
     fitted = laws.fit(table, corpus=corpus)
     found = design.next_runs(fitted, table, max_forgetting=max_forgetting, tolerance=tolerance, number=number)
     print_json(found.to_dict()) if as_json else law_screens.show_next(found)

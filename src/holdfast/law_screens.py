@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from holdfast.design import NextRuns
     from holdfast.forecasting import Forecast
     from holdfast.forms import Forms
+    from holdfast.groups import Group
     from holdfast.laws import Fit
     from holdfast.planning import Plan
     from holdfast.tables import Examined
@@ -43,12 +44,28 @@ def show_laws(found: Examined) -> None:
     out().print(f"[bold]{escape(price_in_words(found.laws))}[/]", soft_wrap=True)
     for sentence in (*str(found.prices).splitlines()[:1], *(str(test) for test in found.tests if test.testable)):
         out().print(f"  {escape(sentence)}", soft_wrap=True)
+    if len(found.groups) > 1:
+        _show_groups(found.groups)
     _show_held_out(found.validation)
     _show_forms(found.forms)
     _show_constants(found)
     fits = (*found.laws.lines.values(), *found.laws.orthogonal.values(), *found.laws.joint.values())
     warnings = [*found.laws.warnings, *(warning for fit in fits for warning in fit.warnings), *found.prices.warnings]
     show_warnings(dict.fromkeys([*warnings, *found.validation.warnings]))
+
+
+def _show_groups(groups: Sequence[Group]) -> None:
+    """The price of each way of training, and how far the largest group's line was off on the others."""
+    table = _table("Each way of training by itself: price, and error of the largest group's line in nats")
+    table.add_column("runs that share")
+    for name in ("runs", "points", "price", "R²", "line off by", "mean"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in groups:
+        missed = [f"{group.missed[0].rmse:.2g}", f"{group.missed[0].bias:+.2g}"] if group.missed else ["itself", ""]
+        r2 = "–" if group.laws is None else f"{group.laws.lines['kl_base_tuned'].r2:.3f}"
+        table.add_row(escape(group.name), str(group.n_runs), str(group.n_points), str(group.price), r2, *missed)
+    out().print()
+    out().print(table)
 
 
 def _show_held_out(validation: Validation) -> None:

@@ -23,6 +23,10 @@ Runs = Annotated[Path, typer.Argument(help="Folder of runs made by `holdfast swe
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Corpus = Annotated[str | None, typer.Option(help="Retained text to fit, where runs measured several.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="COLUMN=VALUE", help="Runs of one kind, such as target=gsm8k; repeatable."),
+]
 Budget = Annotated[float | None, typer.Option(help="Most forgetting to accept, nats per token.", callback=_finite)]
 Goal = Annotated[
     float | None, typer.Option(help="Loss on the held-out target to reach, nats per token.", callback=_finite)

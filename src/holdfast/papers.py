@@ -60,6 +60,7 @@ def draw_study(
     style: Style,
     max_forgetting: float | None = None,
     corpus: str | None = None,
+    only: Sequence[str] | None = None,
 ) -> tuple[Path, ...]:
     """Every figure of a folder of runs in each format, and its tables as CSV and LaTeX; the files written.
 
@@ -75,7 +76,7 @@ def draw_study(
     for kind in formats:
         if kind not in FORMATS:
             raise ConfigError(f"got format {kind!r}, expected one of {', '.join(FORMATS)}, at the figures")
-    rows = stored(runs)
+    rows = stored(runs, only=only)
     found = examine(rows, corpus=corpus)
     planned = None if max_forgetting is None else plan(found.laws, max_forgetting=max_forgetting)
     written = {

@@ -40,7 +40,7 @@ def points(table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: flo
     if done.empty:
         raise FitError(f"got no finished run among {table['run'].nunique()}, expected at least one, at the run table")
     for column in ("model", "target"):
-        only(done[column], f"{column} in the table: a law holds for one, so split the table")
+        only(done[column], f"{column}, for which a law holds; with several, choose by --only {column}=…")
     retained, learned = done[done["role"] == "retain"], done[done["role"] == "target"]
     target = only(learned["corpus"], "corpus of role target")
     if corpus is None:

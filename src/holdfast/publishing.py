@@ -21,6 +21,7 @@ from holdfast.errors import DataError, FitError
 from holdfast.forgetting import ForgettingReport
 from holdfast.forgetting_page import forgetting_page
 from holdfast.forms import compare_forms
+from holdfast.groups import grouped
 from holdfast.laws import Laws, fit, points
 from holdfast.planning import Plan, plan
 from holdfast.probe_page import probe_page
@@ -54,10 +55,12 @@ def publish(
     target_loss: float | None = None,
     risk: float = 0.1,
     corpus: str | None = None,
+    only: Sequence[str] | None = None,
     reload_s: int | None = None,
 ) -> Published:
     """Write `report.html` and its figures (PNG and SVG, from the same definitions) for a folder of runs.
 
+    With `only`, of the runs that meet the conditions; see `archive.read_runs`.
     Into another folder than the runs' own their archive is written too, from which the page can be made again.
 
     Too few finished runs for a law are no error: the page then shows what was measured, and says why there is no more.
@@ -69,7 +72,7 @@ def publish(
         ConfigError: the plan asked for has no answer.
         ResourceError: the files cannot be written.
     """
-    made = read_runs(runs)
+    made = read_runs(runs, only=only)
     table = tabulate(made)
     try:
         laws, why_not = fit(table, corpus=corpus), None
@@ -88,10 +91,11 @@ def publish(
         validation=validation,
         forms=forms,
         compared=compared,
+        groups=grouped(table, corpus=laws.corpus) if laws else (),
         reload_s=reload_s,
-        title=_title(made),
+        title=page_title(made),
         commands=commands,
-        provenance=_common([run.provenance for run in made if run.state == "done"]),
+        provenance=common_facts([run.provenance for run in made if run.state == "done"]),
         why_no_laws=why_not,
     )
     with files.refusing(output_dir):
@@ -239,19 +243,20 @@ def _measured_provenance(report: ForgettingReport) -> dict[str, Any]:
     }
 
 
-def _title(runs: Sequence[Run]) -> str:
+def page_title(runs: Sequence[Run]) -> str:
+    """What was taught what."""
     models = sorted({run.config.model for run in runs})
     targets = sorted({run.config.target.data for run in runs})
     return f"{', '.join(models)} learning {', '.join(targets)}"
 
 
-def _common(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def common_facts(provenances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Facts of several runs as one: each value once, a list where they differ."""
     together: dict[str, Any] = {}
     for name in dict.fromkeys(name for facts in provenances for name in facts):
         values = [facts[name] for facts in provenances if name in facts]
         if isinstance(values[0], Mapping):
-            together[name] = _common(values)
+            together[name] = common_facts(values)
         else:
             together[name] = list(dict.fromkeys(map(str, values)))
     return together

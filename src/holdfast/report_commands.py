@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from holdfast.errors import ConfigError
-from holdfast.options import Budget, Corpus, Device, Goal, Risk, Runs, typed
+from holdfast.options import Budget, Corpus, Device, Goal, Only, Risk, Runs, typed
 
 
 def report(
@@ -18,19 +19,27 @@ def report(
     target_loss: Goal = None,
     risk: Risk = 0.1,
     corpus: Corpus = None,
+    only: Only = None,
     watch: Annotated[bool, typer.Option("--watch", help="Keep it current until every run has ended.")] = False,
 ) -> None:
     """Write one self-contained page, `report.html`, and its figures as PNG and SVG.
 
+    Of runs with several targets it is an overview, beside a folder with a page for each.
+
     Example: `holdfast report runs --max-forgetting 0.1`, or while a sweep runs `holdfast report runs --watch`
     """
-    from holdfast import publishing, terminal
+    from holdfast import overview, publishing, terminal
 
     def write(reload_s: int | None) -> publishing.Published:
-        published = publishing.publish(
-            runs, output_dir or runs, commands=[typed()], max_forgetting=max_forgetting, target_loss=target_loss,
-            risk=risk, corpus=corpus, reload_s=reload_s,
-        )  # fmt: skip
+        def page(folder: Path, of: Sequence[str]) -> publishing.Published:
+            return publishing.publish(
+                runs, folder, commands=[typed()], max_forgetting=max_forgetting, target_loss=target_loss, risk=risk,
+                corpus=corpus, only=of, reload_s=reload_s,
+            )  # fmt: skip
+
+        published = overview.publish_each(
+            runs, output_dir or runs, page, only=only, corpus=corpus, commands=[typed()], reload_s=reload_s
+        )
         if reload_s is not None:
             terminal.show_written([published.page])
         return published
@@ -52,6 +61,7 @@ def figures(
     ] = "paper",
     max_forgetting: Budget = None,
     corpus: Corpus = None,
+    only: Only = None,
 ) -> None:
     """Write every figure of a study for a paper, and its tables as LaTeX and CSV.
 
@@ -61,7 +71,7 @@ def figures(
 
     written = papers.draw_study(
         runs, output_dir or runs / "figures", formats=format_ or ["pdf"], style=style, max_forgetting=max_forgetting,
-        corpus=corpus,
+        corpus=corpus, only=only,
     )  # fmt: skip
     terminal.show_written(written)
 

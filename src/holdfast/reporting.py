@@ -7,8 +7,10 @@ from typing import Any
 import pandas as pd
 
 from holdfast.comparison import CONSTANTS, HARD, Compared
+from holdfast.display import visible
 from holdfast.errors import FitError
 from holdfast.forms import Forms
+from holdfast.groups import QUANTITY, Group
 from holdfast.laws import LAWS, Fit, Laws
 from holdfast.page import Cell, Grid, figure_entries, heads, interval, render, rows_file
 from holdfast.planning import Plan, price_in_words
@@ -37,6 +39,7 @@ def report(
     validation: Validation | None = None,
     forms: Forms | None = None,
     compared: Compared | None = None,
+    groups: Sequence[Group] = (),
     title: str,
     commands: Sequence[str],
     provenance: Mapping[str, Any],
@@ -45,8 +48,8 @@ def report(
 ) -> str:
     """A study as one self-contained HTML page: what learning costs, what to run, and the evidence for both.
 
-    `table` is that of `archive.table`, failed and diverged runs included; `laws`, `plan`, `validation`, `forms` and
-    `compared` were made from it. With `reload_s` a browser reads the file again after so many seconds.
+    `table` is that of `archive.table`, failed and diverged runs included; `laws`, `plan`, `validation`, `forms`,
+    `compared` and `groups` were made from it. With `reload_s` a browser reads the file again after so many seconds.
     `commands` are what a reader types to make the page again; `provenance` is whatever says where the numbers come
     from, nested as it likes. Without `laws` the page shows the measurements, and `why_no_laws` in place of the laws.
 
@@ -76,6 +79,7 @@ def report(
             "compared": None
             if compared is None
             else {"joint": _compared(compared), "lines": _lines_compared(compared)},
+            "groups": groups_grid(groups) if len(groups) > 1 else None,
             "why_no_figures": why_no_figures,
             "numbers": {name: number for number, name in enumerate(drawn, 1)},
             "ranks": sorted({int(r) for r in table.loc[table["state"] == "done", "r"].fillna(0)}) if drawn else [],
@@ -161,7 +165,7 @@ def _laws(laws: Laws) -> dict[str, Any]:
         "n_runs": laws.n_runs,
         "n_points": line.n_points,
         "left_out": f"{100 * laws.skip_fraction:.2g} %",
-        "prices": {name: _parameter(fit, "slope") for name, fit in laws.lines.items()},
+        "prices": {name: parameter(fit, "slope") for name, fit in laws.lines.items()},
         "domain": {name: [f"{end:.3f}" for end in ends] for name, ends in line.domain.items()},
         "lines": _lines(laws),
         "joint": _joint(laws),
@@ -176,8 +180,8 @@ def _lines(laws: Laws) -> Grid:
     rows = [
         [
             Cell(NAMES[name], fit.estimator, kind="text", link=TERMS[name]),
-            _parameter(fit, "slope"),
-            _parameter(fit, "intercept"),
+            parameter(fit, "slope"),
+            parameter(fit, "intercept"),
             *_evidence(fit),
         ]
         for name in laws.lines
@@ -191,12 +195,52 @@ def _joint(laws: Laws) -> Grid:
     rows = [
         [
             Cell(NAMES[name], fit.law, kind="text", link=TERMS[name]),
-            *(_parameter(fit, parameter) for parameter in (LAWS[fit.law].linear[0], "K", "x", "y")),
+            *(parameter(fit, name_) for name_ in (LAWS[fit.law].linear[0], "K", "x", "y")),
             *_evidence(fit),
         ]
         for name, fit in laws.joint.items()
     ]
     return Grid("Joint laws", heads(columns, texts=1), rows)
+
+
+def groups_grid(groups: Sequence[Group]) -> Grid:
+    """A row for each group: its price, its exponents, and how far the law of its target's largest group was off."""
+    columns = [
+        *heads(("Runs that share",), texts=1), Cell("Runs"), Cell("Price", link="term-price"),
+        Cell("Target loss, x"), Cell("y"), Cell("Forgetting, x"), Cell("y"), Cell("Largest group's line off by"),
+    ]  # fmt: skip
+    rows = [
+        [
+            Cell(visible(group.name), visible(group.why_no_laws or ""), kind="words"),
+            Cell(str(group.n_runs), f"{group.n_points} points"),
+            _price(group),
+            *_exponents(group),
+            _missed(group),
+        ]
+        for group in groups
+    ]
+    return Grid("By what was learned and how", columns, rows)
+
+
+def _price(group: Group) -> Cell:
+    price = group.price
+    if not math.isfinite(price.stderr):
+        return Cell(f"{price.value:.3g}", "no interval")
+    return Cell(rounded(price.value, price.stderr), interval(*price.interval(LEVEL), price.stderr))
+
+
+def _exponents(group: Group) -> list[Cell]:
+    if group.laws is None:
+        return [Cell("–")] * 4
+    joint = group.laws.joint
+    return [parameter(joint[quantity], name) for quantity in ("target_nll", QUANTITY) for name in ("x", "y")]
+
+
+def _missed(group: Group) -> Cell:
+    if not group.missed:
+        return Cell("–", "itself")
+    line = group.missed[0]
+    return Cell(f"{line.rmse:.2g}", f"mean {line.bias:+.2g}")
 
 
 def _compared(compared: Compared) -> Grid:
@@ -235,10 +279,10 @@ def _lines_compared(compared: Compared) -> Grid:
 
 def _published_or_ours(fit: Fit, name: str) -> Cell:
     """A parameter; of a published law, whose points are not known, without the remark that it has no interval."""
-    return _parameter(fit, name) if fit.n_points else Cell(f"{fit.parameters[name].value:.3g}")
+    return parameter(fit, name) if fit.n_points else Cell(f"{fit.parameters[name].value:.3g}")
 
 
-def _parameter(fit: Fit, name: str) -> Cell:
+def parameter(fit: Fit, name: str) -> Cell:
     """A parameter with its interval; no number where the data do not tell it from others that fit as well."""
     if name not in fit.parameters:
         return Cell("–", "one rank only")

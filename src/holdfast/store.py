@@ -321,12 +321,13 @@ def tabulate(runs: Iterable[Run]) -> pd.DataFrame:
     """The table of some runs; see `archive.table`."""
     lines: list[dict[str, Any]] = []
     for run in runs:
-        about = _about(run)
+        about = about_run(run)
         lines += [about | columns_of(measurement) for measurement in run.measurements] or [about]
     return pd.DataFrame(lines)
 
 
-def _about(run: Run) -> dict[str, Any]:
+def about_run(run: Run) -> dict[str, Any]:
+    """A run and its config as columns of a table."""
     config = run.config
     return {
         "run": run.name,

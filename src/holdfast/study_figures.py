@@ -86,6 +86,24 @@ def charts(
     return drawn
 
 
+def panels_by_target(
+    table: pd.DataFrame, laws: Mapping[str, Laws | None], *, corpus: str | None
+) -> dict[str, Chart]:  # fmt: skip
+    """Forgetting against loss for each target by itself, with the line of `laws`; a target without points has none."""
+    drawn: dict[str, Chart] = {}
+    for _, part in table.groupby("target"):
+        try:
+            shown = _shown(part, None, corpus)
+        except FitError:
+            continue
+        target = str(shown["target"].iloc[0])
+        known = laws.get(target)
+        shown = shown if known is None else _shown(part, known, corpus)
+        chart = loss_against_forgetting(shown, known)
+        drawn[f"{MAIN}-{len(drawn) + 1}"] = _named(chart, f"{visible(target)}, {visible(shown['corpus'].iloc[0])}")
+    return drawn
+
+
 def captions(drawn: Mapping[str, Chart]) -> dict[str, str]:
     """The caption of each figure."""
     return {name: CAPTIONS.get(name, CAPTIONS["panel"]) for name in drawn}

@@ -14,6 +14,7 @@ from holdfast.errors import ConfigError, FitError
 from holdfast.fits import HUBER
 from holdfast.forms import Forms, compare_forms
 from holdfast.formulas import ADDITIVE, LAWS, MULTIPLICATIVE, PAPER, POWER
+from holdfast.groups import Group, grouped
 from holdfast.laws import SKIP_FRACTION, Fit, Laws, fit, fit_law, points
 from holdfast.points import read_points
 from holdfast.slopes import Prices, SlopeTest, prices, slope_equality
@@ -35,6 +36,8 @@ class Examined:
     """Whether the price is the same across `COMPARED`."""
     forms: Forms
     """Every other form of the same quantities, and how well each forecasts."""
+    groups: tuple[Group, ...]
+    """The laws of each way of training by itself, the largest group first."""
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold; nan becomes None. Key `laws` is what `Laws.from_dict` reads."""
@@ -63,6 +66,7 @@ def examine(
         prices=prices(measured, quantity),
         tests=tuple(slope_equality(measured, quantity, by=column) for column in COMPARED),
         forms=compare_forms(measured, quantity),
+        groups=grouped(table, corpus=corpus, skip_fraction=skip_fraction),
     )
 
 

@@ -1,0 +1,137 @@
+"""The page of a study that learned several things: price and exponents of each side by side, and a page of its own."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from holdfast import files
+from holdfast.archive import FILE, read_runs, write_archive
+from holdfast.display import visible
+from holdfast.errors import FitError
+from holdfast.groups import QUANTITY, Group, grouped
+from holdfast.laws import SKIP_FRACTION, points
+from holdfast.page import figure_entries, render, rows_file
+from holdfast.publishing import Published, common_facts, page_title
+from holdfast.reporting import LEVEL, groups_grid
+from holdfast.run_grids import runs_grid, unfinished_grid
+from holdfast.slopes import slope_equality
+from holdfast.stats import rounded
+from holdfast.store import Run, tabulate
+from holdfast.study_figures import captions, panels_by_target
+
+
+def publish_each(
+    runs: Path, output_dir: Path, publish: Callable[[Path, Sequence[str]], Published], *,
+    only: Sequence[str] | None, corpus: str | None, commands: Sequence[str], reload_s: int | None,
+) -> Published:  # fmt: skip
+    """The page of the one target of a folder of runs, or one of each in a folder named after it, and an overview.
+
+    `publish` writes a page into a folder, of the runs that meet conditions.
+
+    Raises:
+        StoreError, ConfigError, ResourceError: as `publishing.publish`.
+    """
+    made = read_runs(runs, only=only)
+    targets = sorted({run.config.target.data for run in made})
+    if len(targets) < 2:
+        return publish(output_dir, only or ())
+    table = tabulate(made)
+    names = dict(zip(targets, folder_names([_called(made, target) for target in targets]), strict=True))
+    pages = {target: publish(output_dir / name, [*(only or ()), f"target={target}"]) for target, name in names.items()}
+    groups = grouped(table, corpus=corpus)
+    page = overview(
+        table, groups, corpus=corpus, title=page_title(made), commands=commands, reload_s=reload_s,
+        pages={names[target]: page.why_no_laws for target, page in pages.items()},
+        provenance=common_facts([run.provenance for run in made if run.state == "done"]),
+    )  # fmt: skip
+    with files.refusing(output_dir):
+        files.write(output_dir / "report.html", page.encode())
+        if output_dir.resolve() != runs.resolve() and reload_s is None:
+            write_archive(made, output_dir / FILE)
+    written = tuple(path for each in pages.values() for path in (each.page, *each.figures))
+    return Published(
+        page=output_dir / "report.html", figures=written, laws=None, plan=None,
+        why_no_laws=f"{len(targets)} targets were learned; each has laws and a page of its own",
+    )  # fmt: skip
+
+
+def overview(
+    table: pd.DataFrame, groups: Sequence[Group], *, corpus: str | None, title: str, commands: Sequence[str],
+    provenance: dict[str, Any], pages: dict[str, str | None], reload_s: int | None = None,
+) -> str:  # fmt: skip
+    """The page itself; `pages` are the folders of the targets' own, and why there is no law on one."""
+    first: dict[str, Group] = {}
+    for group in groups:
+        first.setdefault(group.target, group)
+    drawn = panels_by_target(table, {target: group.laws for target, group in first.items()}, corpus=corpus)
+    return render(
+        "overview.html.j2",
+        style="page.css",
+        title=title,
+        drawings=figure_entries(drawn, captions(drawn)),
+        commands=commands,
+        provenance=provenance,
+        reload_s=reload_s,
+        content={
+            "headline": _headline(list(first.values())),
+            "same": _same_price(table, list(first.values()), corpus),
+            "groups": groups_grid(groups) if groups else None,
+            "pages": [(name, visible(name), why) for name, why in pages.items()],
+            "numbers": {name: number for number, name in enumerate(drawn, 1)},
+            "ranks": sorted({int(r) for r in table.loc[table["state"] == "done", "r"].fillna(0)}) if drawn else [],
+            "runs": runs_grid(table),
+            "unfinished": unfinished_grid(table),
+            "rows": rows_file(table.sort_values(["run", "step", "role", "corpus"])),
+        },
+    )
+
+
+def folder_names(called: Sequence[str]) -> list[str]:
+    """A folder for each target: what it is called, in characters any disk takes, told apart by a number."""
+    plain = [re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60] or "target" for name in called]
+    return [name if plain.count(name) == 1 else f"{name}-{at + 1}" for at, name in enumerate(plain)]
+
+
+def _called(runs: Sequence[Run], target: str) -> str:
+    """A target as its measurements call it."""
+    found = (
+        m.corpus for run in runs if run.config.target.data == target for m in run.measurements if m.role == "target"
+    )
+    return next(found, Path(target).stem)
+
+
+def _headline(groups: Sequence[Group]) -> str:
+    """The price of each target in one sentence."""
+    prices = [f"{_tenth(group)} nats on {visible(group.target)}" for group in groups]
+    if not prices:
+        return "No run has finished, so no price is known."
+    corpus = visible(groups[0].corpus)
+    return f"Each 0.1 nat of improvement costs, in forgetting on {corpus}: {'; '.join(prices)}."
+
+
+def _tenth(group: Group) -> str:
+    price = group.price
+    if not math.isfinite(price.stderr):
+        return f"{0.1 * price.value:.3g}"
+    low, high = (rounded(0.1 * end, 0.1 * price.stderr) for end in price.interval(LEVEL))
+    return f"{rounded(0.1 * price.value, 0.1 * price.stderr)} ({low} to {high})"
+
+
+def _same_price(table: pd.DataFrame, groups: Sequence[Group], corpus: str | None) -> str:
+    """Whether the targets have one price, tested over the runs of each."""
+    done = table[table["state"] == "done"]
+    parts = []
+    for _, part in done.groupby("target"):
+        try:
+            parts.append(points(part, corpus=corpus, skip_fraction=SKIP_FRACTION))
+        except FitError:
+            continue
+    if len(parts) < 2:
+        return "Whether the price differs by what is learned is not testable: fewer than two targets have points."
+    return str(slope_equality(pd.concat(parts, ignore_index=True), QUANTITY, by="target"))
