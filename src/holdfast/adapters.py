@@ -56,10 +56,16 @@ def check_methods(study: Study) -> None:
     """Refuse what PEFT does not know of the methods that a study names, before anything is made.
 
     Raises:
-        ConfigError: an unknown method, field or value, each at the place where it was written.
+        ConfigError: an unknown method, field or value, each at the place where it was written, or weights of a base in
+            4 bits to be trained themselves.
     """
     methods = dict.fromkeys(run.adapter for run in study.runs if isinstance(run.adapter, Peft))
-    if found := [mistake for method in methods for mistake in _mistakes(method)]:
+    found = [mistake for method in methods for mistake in _mistakes(method)]
+    if any(run.dtype == "nf4" and isinstance(run.adapter, Full | TopLayers) for run in study.runs):
+        found.append(
+            (("dtype",), "'nf4'", "bfloat16 or float32: weights in 4 bits are not trained, adapters on them are")
+        )
+    if found:
         raise refusal(study, list(dict.fromkeys(found)))
 
 

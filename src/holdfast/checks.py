@@ -179,7 +179,9 @@ def _quantised(ours: Files, theirs: Files, adapter: Mapping[str, Any]) -> _Found
         yield f"the tuned model's weights are quantised ({tuned})", consequence
     hint = _QUANTISED.search(Path(str(adapter.get("base_model_name_or_path"))).name) or adapter.get("use_qalora")
     said = card.is_file() and _QUANTISED_README in card.read_text(encoding="utf-8", errors="replace")
-    if adapter and not base and (hint or said or tuned):
+    run = theirs.path.parent  # where one of ours made it
+    ours_in_four = (run / "provenance.json").is_file() and read_json(run / "config.json").get("dtype") == "nf4"
+    if adapter and not base and (hint or said or tuned or ours_in_four):
         consequence = "here it stands on the base as it is, not on what it was trained on; --quantised does that"
         yield "the adapter was trained on a quantised base", consequence
 

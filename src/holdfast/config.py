@@ -66,7 +66,9 @@ class RunConfig(Part):
     """
 
     model: Text = Field(description="Base model: builtin:<name>, org/name[@revision], or a local folder.")
-    dtype: Literal["auto", "bfloat16", "float32"] = Field(default="auto", description="Numerics; auto: the machine's.")
+    dtype: Literal["auto", "bfloat16", "float32", "nf4"] = Field(
+        default="auto", description="Numerics. auto: the machine's; nf4: QLoRA, a base in 4 bits computed in bfloat16."
+    )
     target: Target = Field(description="What the model is taught.")
     retain: Names = Field(description="Texts on which forgetting is measured.")
     adapter: Adapter = Field(description="How the model is fine-tuned: which parameters are trained.")
@@ -112,7 +114,7 @@ class RunConfig(Part):
             ConfigError: dtype is still auto; one name would then stand for different numbers on different machines.
         """
         if self.dtype == "auto":
-            raise ConfigError("dtype: got 'auto', expected 'bfloat16' or 'float32' before a run is named")
+            raise ConfigError("dtype: got 'auto', expected 'bfloat16', 'float32' or 'nf4' before a run is named")
         return hashlib.sha256(self.canonical().encode()).hexdigest()[:12]
 
     @property

@@ -31,7 +31,7 @@ def trainable_params(model: torch.nn.Module) -> int:
 def multiplying_params(model: Base) -> int:
     """Parameters that every token is multiplied by: all but an input embedding that is not also the output head."""
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    sizes = {id(parameter): _size(parameter) for parameter in model.parameters()}
     return sum(sizes.values()) - (0 if head is embedding else sizes[id(embedding)])
 
 
@@ -66,5 +66,11 @@ def _below(tuned: Tuned) -> int:
         thawed = isinstance(tuned, Thawed) and any(map(tuned.thawed, parameters))
         if thawed or any(parameter.requires_grad for parameter in parameters):
             return below
-        below += sum(parameter.numel() for parameter in parameters)
+        below += sum(map(_size, parameters))
     return 0
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    """How many numbers it stands for: of one in 4 bits, two share a byte."""
+    quantised = getattr(parameter, "quant_state", None)
+    return parameter.numel() if quantised is None else int(quantised.shape.numel())

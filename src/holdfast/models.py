@@ -155,12 +155,14 @@ QUANTISATIONS = ("4bit", "8bit")
 def load_base(spec: str, *, dtype: str, device: str, quantisation: str | None = None) -> Base:
     """The model of a spec, frozen, in evaluation mode; `quantisation` of `QUANTISATIONS` is bitsandbytes'.
 
-    The output head stays unquantised. A logit scale is part of `hidden_states`, a bias or soft-capping of `head_of`.
+    `dtype` "nf4" is bfloat16 on 4 bits. The output head stays unquantised. A logit scale is part of `hidden_states`, a
+    bias or soft-capping of `head_of`.
 
     Raises:
         ModelError: it cannot be loaded, holds a NaN or infinity, its logits are not what its head says, or it is to be
             quantised and bitsandbytes is not installed.
     """
+    dtype, quantisation = ("bfloat16", "4bit") if dtype == "nf4" else (dtype, quantisation)
     path = locate(spec)
     folders.read_files(path, adapter=False)
     model = _read(path, spec, getattr(torch, dtype), quantisation, device)
