@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 TESTS = (
     "test_crash_points", "test_kills", "test_full_disk", "test_interrupts", "test_checkpoints", "test_store",
     "test_hostile_studies", "test_hostile_texts", "test_hostile_models", "test_canaries", "test_secrets",
-    "test_hostile_terminal",
+    "test_hostile_terminal", "test_ray",
 )  # fmt: skip
 """Where faults are injected."""
 

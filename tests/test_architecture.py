@@ -31,6 +31,7 @@ SHARED = {
     "store": {"config", "errors", "files", "methods"},
     "archive": {"config", "errors", "files", "store"},
     "progress": {"archive", "errors", "files", "methods", "store"},
+    "sharing": {"errors", "files"},
     "evidence": {"stats", "store"},
     "forgetting": {"display", "evidence", "stats"},
     "proportions": {"stats"},
@@ -65,7 +66,7 @@ MODEL_HALF = {
     | {"evidence", "folders", "meter", "methods", "models", "store", "updates"},
     "sweeps": {"adapters", "archive", "checkpoints", "config", "counts", "errors", "files"}
     | {"interrupts", "kernels", "models", "store", "training", "updates"},
-    "trials": {"adapters", "archive", "basecache", "checkpoints", "config", "corpora", "counts", "errors"}
+    "trials": {"adapters", "archive", "basecache", "checkpoints", "config", "corpora", "costs", "counts", "errors"}
     | {"files", "meter", "methods", "models", "store", "sweeps", "training", "updates"},
     "settings": {"errors", "models"},
     "checks": {"errors", "folders", "forgetting", "mistakes", "models", "settings", "sources"},
@@ -152,10 +153,12 @@ ENTRY = {
     "__init__": {"archive", "audit", "behaviour", "design", "exchange", "forecasting", "forgetting", "laws"}
     | {"planning", "presets", "probing", "reporting", "stats", "sweeps", "validation"},
     "terminal": {"display", "errors", "evidence", "forgetting", "planning", "publishing", "stats"},
-    "sweep_screens": {"adapters", "config", "display", "errors", "files", "integrations.trackers", "interrupts"}
-    | {"methods", "models", "progress", "pursuit", "store", "sweeps", "terminal", "training", "trials"}
-    | {"workers"},
+    "sweep_screens": {"adapters", "config", "costs", "display", "errors", "files", "integrations.ray"}
+    | {"integrations.trackers", "interrupts", "methods", "models", "progress", "pursuit"}
+    | {"status_screens", "store", "sweeps", "terminal", "training", "trials", "workers"},
     "workers": {"config", "errors", "interrupts", "models", "store", "sweep_screens", "sweeps", "terminal"},
+    "remote": {"config", "errors", "interrupts", "sharing", "sweep_screens", "sweeps", "trials"},
+    "status_screens": {"display", "progress", "terminal"},
     "probe_screens": {"behaviour", "exchange", "proportions", "questions", "refusals", "stats", "terminal"},
     "law_screens": {"choices", "design", "display", "forecasting", "forms", "groups", "laws", "planning"}
     | {"stats", "tables", "terminal", "validation"},
@@ -165,11 +168,13 @@ ENTRY = {
     "report_commands": {"audit", "cards", "errors", "options", "overview", "papers", "publishing", "terminal"},
     "cli": {"audit", "behaviour", "config", "display", "errors", "exchange", "files", "interrupts"}
     | {"law_commands", "options", "probe_screens", "probing", "progress", "publishing", "report_commands"}
-    | {"reproducing", "schemas", "sweep_screens", "terminal"},
+    | {"reproducing", "schemas", "status_screens", "sweep_screens", "terminal"},
 }
 INTEGRATIONS = {
     "integrations.__init__": set(),
     "integrations.trackers": {"config", "errors", "evidence", "mistakes", "sweeps", "training", "updates"},
+    "integrations.ray": {"adapters", "archive", "config", "costs", "errors", "interrupts", "methods", "remote"}
+    | {"sharing", "store"},
     "integrations.lm_eval": {"answering", "behaviour", "errors", "meter", "models", "probes", "questions"},
 }
 ALLOWED = SHARED | MODEL_HALF | ANALYSIS_HALF | ENTRY | INTEGRATIONS
@@ -181,7 +186,8 @@ OWNED = {
     "datasets": {"rows"},
     "huggingface_hub": {"cards", "sources"},
     "typer": {"cli", "law_commands", "options", "report_commands"},
-    "rich": {"law_screens", "probe_screens", "sweep_screens", "terminal"},
+    "ray": {"integrations.ray"},
+    "rich": {"law_screens", "probe_screens", "status_screens", "sweep_screens", "terminal"},
     "altair": {"figures", "measured_figures", "plan_figures", "probe_figures", "study_figures"},
     "jinja2": {"page"},
     "yaml": {"mistakes"},
@@ -224,7 +230,7 @@ def test_a_library_is_imported_by_its_owners_alone(library: str) -> None:
 
 
 def test_reading_and_fitting_results_needs_no_torch() -> None:
-    modules = [*SHARED, *ANALYSIS_HALF, "cli", "sweep_screens", "terminal"]
+    modules = [*SHARED, *ANALYSIS_HALF, "cli", "remote", "sweep_screens", "terminal"]
     code = (
         f"import sys, holdfast, holdfast.{', holdfast.'.join(modules)}; print(*(m.split('.')[0] for m in sys.modules))"
     )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,15 @@ def test_a_read_that_fails_says_where(tmp_path: Path) -> None:
         files.read_json(tmp_path / "a.json")
     with pytest.raises(StoreError, match=r"unreadable.*b\.json"):
         files.read_json(tmp_path / "b.json")
+
+
+def test_what_passes_through_another_disk_needs_room_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert files.passing_bytes(tmp_path / "not" / "there", 10**18) == 10**18
+    elsewhere = Path("/dev/shm")  # noqa: S108
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second file system")
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    assert files.passing_bytes(tmp_path, 1) == 0
+    with pytest.raises(ResourceError, match=r"MiB of room, at /dev/shm"):
+        files.passing_bytes(tmp_path, 10**18)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import measured
-from holdfast import law_screens, probe_screens, progress, publishing, sweep_screens, tables, terminal
+from holdfast import law_screens, probe_screens, progress, publishing, status_screens, sweep_screens, tables, terminal
 from holdfast.config import Optimizer, RunConfig, Target
 from holdfast.display import BIDI_CONTROLS, visible
 from holdfast.errors import DataError
@@ -82,7 +82,7 @@ def status(payload: str) -> None:
         run=payload, standing="failed", reason=payload, about={"method": payload, "r": payload}, step=1, steps=4,
         share=0.2, seconds_left=None, seconds=None, pid=None, losses=(1.0, 2.0), forgetting={payload: (0.0, 1.0)},
     )  # fmt: skip
-    sweep_screens.show_status([known])
+    status_screens.show_status([known])
 
 
 def published(payload: str) -> None:

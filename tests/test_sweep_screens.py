@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import crashes
-from holdfast import progress, sweep_screens, sweeps
+from holdfast import progress, status_screens, sweep_screens, sweeps
 from holdfast.display import visible
 from holdfast.errors import Interrupted
 from holdfast.interrupts import Stop
@@ -21,7 +21,7 @@ from test_store import made, measured
 def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     text = io.StringIO()
     monkeypatch.setattr(
-        sweep_screens, "out", lambda: Console(file=text, force_terminal=True, color_system=None, width=90)
+        status_screens, "out", lambda: Console(file=text, force_terminal=True, color_system=None, width=90)
     )
     return text
 
@@ -30,7 +30,7 @@ def test_runs_stand_side_by_side_by_what_they_differ_in(tmp_path: Path, shown: i
     made(tmp_path, r=2, rows=tuple(measured(step, 0.1 * step) for step in range(5)))
     made(tmp_path, r=16, rows=(measured(0), measured(1)), end="in progress")
     made(tmp_path, r=8, end="failed")
-    sweep_screens.show_status(progress.status(tmp_path))
+    status_screens.show_status(progress.status(tmp_path))
     text = shown.getvalue()
     done = next(line for line in text.splitlines() if " done " in line)
     assert "4/4" in done
@@ -43,7 +43,7 @@ def test_runs_stand_side_by_side_by_what_they_differ_in(tmp_path: Path, shown: i
 
 def test_watching_ends_when_every_run_has(tmp_path: Path, shown: io.StringIO) -> None:
     made(tmp_path, rows=(measured(0), measured(4)))
-    sweep_screens.watch_status(tmp_path, every_s=0)
+    status_screens.watch_status(tmp_path, every_s=0)
     assert "1 run: 1 done" in shown.getvalue()
 
 
@@ -53,7 +53,7 @@ def test_a_reason_from_elsewhere_cannot_act(hostile: str, tmp_path: Path, shown:
     changed = progress.RunStatus(
         **{**vars(one), "reason": hostile, "run": hostile, "about": {**one.about, "target": hostile}}
     )
-    sweep_screens.show_status([one, changed])
+    status_screens.show_status([one, changed])
     text = shown.getvalue()
     assert not set(text) & {"\x1b", "\r", "\x07", "\u202e", "\u2028"}
     assert " ".join(str(visible(hostile)).split()) in " ".join(text.split())

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -62,8 +62,18 @@ def sweep(
     keep_adapters: Annotated[
         bool, typer.Option("--keep-adapters", help="Of each measured step, to probe later.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes side by side: one a core, or a GPU.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes side by side: one a core, or a GPU. Default: 1; on a cluster, its room."),
+    ] = None,
     pack: Annotated[int, typer.Option(min=1, help="LoRA runs that share each pass, to fill a GPU.")] = 1,
+    executor: Annotated[
+        Literal["processes", "ray"], typer.Option(help="Where workers are: on this machine, or on a Ray cluster.")
+    ] = "processes",
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="With --executor ray: HOST:PORT, auto; default one of this machine."),
+    ] = None,
     report_to: Annotated[
         list[str] | None, typer.Option(help="wandb, trackio, tensorboard, mlflow; repeatable, or with commas.")
     ] = None,
@@ -93,19 +103,22 @@ def sweep(
     from holdfast.config import read_study
 
     read = read_study(study, overrides=overrides or [])
-    goal = sweep_screens.goal(until_interval, budget_hours, max_forgetting, at_once=workers * pack)
+    sweep_screens.check_place(executor, output_dir, alone=until_interval is not None or dry_run)
+    goal = sweep_screens.goal(until_interval, budget_hours, max_forgetting, at_once=(workers or 1) * pack)
     options: dict[str, Any] = {"output_dir": output_dir, "device": device, "retry_failed": retry_failed}
     if dry_run:
         foreseen = sweep_screens.foreseen(read, goal=goal, **options)
         if as_json:
             print_json(foreseen)
         return
-    options |= {"keep_adapters": keep_adapters, "workers": workers, "pack": pack}
+    options |= {"keep_adapters": keep_adapters, "pack": pack}
     options["report_to"] = [name.strip() for part in report_to or [] for name in part.split(",")]
-    if goal is None:
-        table = sweep_screens.sweep_with_progress(read, **options)
+    if executor == "ray":
+        table = sweep_screens.sweep_on_cluster(read, address=address, workers=workers, **options)
+    elif goal is None:
+        table = sweep_screens.sweep_with_progress(read, workers=workers or 1, **options)
     else:
-        table, ended = sweep_screens.sweep_until(read, goal=goal, **options)
+        table, ended = sweep_screens.sweep_until(read, goal=goal, workers=workers or 1, **options)
     if as_json:
         rows = json.loads(table.to_json(orient="records", double_precision=15))
         print_json(rows if goal is None else {"pursuit": ended.to_dict(), "table": rows})
@@ -176,16 +189,16 @@ def status(
 
     Example: `holdfast status runs --watch`
     """
-    from holdfast import progress, sweep_screens
+    from holdfast import progress, status_screens
 
     if watch and not as_json:
-        sweep_screens.watch_status(runs)
+        status_screens.watch_status(runs)
         return
     found = progress.status(runs)
     if as_json:
         print_json({"runs": [run.to_dict() for run in found], "seconds_left": progress.seconds_left(found)})
     else:
-        sweep_screens.show_status(found)
+        status_screens.show_status(found)
 
 
 for command in (law_commands.fit, law_commands.plan, law_commands.forecast):

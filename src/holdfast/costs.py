@@ -1,7 +1,7 @@
 """What a run costs: tokens trained on, floating-point operations, and time at a speed that was measured."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from holdfast.display import duration
@@ -92,3 +92,24 @@ def cost(
         flop=None if per_token is None else tokens * per_token,
         seconds=None if seconds_per_token is None else tokens * seconds_per_token,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCost:
+    """What making the `runs` of a study that are not made yet takes on this machine.
+
+    `tokens` are trained on; `flop` are of training. `disk_bytes` is what the finished runs take, and what the largest
+    of them needs on the way; `memory_bytes` the most that was in use while trying (of the GPU, where it trains).
+    """
+
+    runs: int
+    seconds: float
+    tokens: int
+    flop: float
+    memory_bytes: int
+    disk_bytes: int
+    free_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return asdict(self)

@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -174,11 +175,29 @@ def check_room(place: Path, needed: int) -> None:
         raise ResourceError(f"got {free / 2**20:.0f} MiB free, expected {needed / 2**20:.0f} MiB of room, at {place}")
 
 
+def passing_bytes(place: Path, needed: int) -> int:
+    """How much of what goes through the temporary folder is on a place's own disk: all of it, or nothing.
+
+    Raises:
+        ResourceError: the temporary folder is elsewhere, and has not the room.
+    """
+    temporary = Path(tempfile.gettempdir())
+    if _existing(place).stat().st_dev == temporary.stat().st_dev:
+        return needed
+    check_room(temporary, needed)
+    return 0
+
+
 def free_bytes(place: Path) -> int:
     """Free bytes on the disk that holds a place, or will hold it."""
+    return shutil.disk_usage(_existing(place)).free
+
+
+def _existing(place: Path) -> Path:
+    """A place, or the nearest above it that is there."""
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free
+    return place
 
 
 @contextmanager

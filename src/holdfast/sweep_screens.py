@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
-from rich.text import Text
 
 from holdfast import files
 from holdfast.config import Study, read_study
@@ -24,15 +23,16 @@ from holdfast.display import duration, visible
 from holdfast.errors import ConfigError, Interrupted, ResourceError
 from holdfast.interrupts import Stop, stopping
 from holdfast.methods import named
-from holdfast.progress import RunStatus, seconds_left, status
-from holdfast.terminal import err, escape, out
+from holdfast.progress import status
+from holdfast.status_screens import standings
+from holdfast.terminal import err, escape
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from holdfast import sweeps, training
+    from holdfast.costs import SweepCost
     from holdfast.pursuit import Goal, Outlook
-    from holdfast.trials import SweepCost
 
 
 class SweepProgress:
@@ -132,6 +132,48 @@ def sweep_with_progress(
     return table
 
 
+def check_place(executor: str, output_dir: Path, *, alone: bool) -> None:
+    """Refuse what has no place: an object store, or on a cluster what is for this machine `alone`."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(output_dir)):
+        raise ConfigError(
+            f"got {output_dir}, expected a folder of a file system: runs append, rename and lock, at --output-dir"
+        )
+    if executor == "ray" and alone:
+        raise ConfigError(
+            "got ray, expected processes: --dry-run and --until-interval are for one machine, at --executor"
+        )
+
+
+def sweep_on_cluster(
+    study: Study, *, address: str | None, output_dir: Path, device: str, retry_failed: bool, keep_adapters: bool,
+    workers: int | None, pack: int, report_to: Sequence[str],
+) -> pd.DataFrame:  # fmt: skip
+    """The same by workers on a Ray cluster, one of which says first what it will take."""
+    from holdfast.integrations.ray import sweep_on_ray
+
+    _check_trackers(report_to, pack=pack)
+    console = err()
+    call = partial(
+        sweep_on_ray, study, out=output_dir, address=address, workers=workers, device=device,
+        retry_failed=retry_failed, keep_adapters=keep_adapters, pack=pack, report_to=report_to,
+        foresee=lambda cost: _say_cost(cost, output_dir, console), aloud=not console.is_terminal,
+    )  # fmt: skip
+    with _going_on_later(), stopping() as stop:
+        if not console.is_terminal:
+            return call(stop=stop)
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            return call(stop=stop, look=partial(_refreshed, live, output_dir))
+
+
+@contextmanager
+def _going_on_later() -> Iterator[None]:
+    """Who stops a sweep is told how it goes on."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(f"{error}; the same command goes on from here", exit_code=error.exit_code) from None
+
+
 def _check_trackers(report_to: Sequence[str], *, pack: int) -> None:
     if report_to and pack > 1:
         raise ConfigError(f"got {pack} runs side by side, expected 1: trackers follow one after another, at --pack")
@@ -143,11 +185,8 @@ def _check_trackers(report_to: Sequence[str], *, pack: int) -> None:
 
 def _swept(study: Study, options: dict[str, Any], *, workers: int, report_to: Sequence[str]) -> pd.DataFrame:
     """The sweep, followed and stopped cleanly by a signal."""
-    try:
-        with stopping() as stop:
-            return _followed(study, options, stop, workers, report_to)
-    except Interrupted as error:
-        raise Interrupted(f"{error}; the same command goes on from here", exit_code=error.exit_code) from None
+    with _going_on_later(), stopping() as stop:
+        return _followed(study, options, stop, workers, report_to)
 
 
 def sweep_until(
@@ -255,7 +294,7 @@ def _followed(
     with tempfile.TemporaryFile() as said:
         try:
             with Live(console=console, auto_refresh=False, transient=True) as live:
-                look = partial(_refresh, live, options["out"])
+                look = partial(_refreshed, live, options["out"])
                 return sweep_in_processes(study, workers=workers, stop=stop, look=look, said=said, **options)
         except ResourceError:
             said.seek(0)
@@ -263,9 +302,9 @@ def _followed(
             raise
 
 
-def _refresh(live: Live, root: Path) -> None:
+def _refreshed(live: Live, root: Path) -> None:
     if any(root.glob("*/config.json")):
-        live.update(_standings(status(root)), refresh=True)
+        live.update(standings(status(root)), refresh=True)
 
 
 def estimated(study: Study, *, output_dir: Path, device: str, retry_failed: bool) -> SweepCost:
@@ -277,79 +316,21 @@ def estimated(study: Study, *, output_dir: Path, device: str, retry_failed: bool
         files.make_folder(output_dir)
         files.check_writable(output_dir)
     cost = trials.estimate_cost(study, out=output_dir, device=device, retry_failed=retry_failed)
+    _say_cost(cost, output_dir, err())
+    return cost
+
+
+def _say_cost(cost: SweepCost, output_dir: Path, console: Console) -> None:
     if cost.runs:
-        err().print(
+        console.print(
             f"{cost.runs} runs to make: about {duration(cost.seconds)}, {cost.tokens:,} training tokens, "
             f"{cost.flop:.2g} FLOP, {_size(cost.memory_bytes)} of memory, {_size(cost.disk_bytes)} of disk "
             f"({_size(cost.free_bytes)} free)".replace("e+", "e"),
             soft_wrap=True,
         )  # fmt: skip
     else:
-        err().print("nothing to make: every run of the study has ended")
+        console.print("nothing to make: every run of the study has ended")
     files.check_room(output_dir, cost.disk_bytes)
-    return cost
-
-
-COLOURS = {
-    "done": "green", "running": "cyan", "stopped": "yellow", "waiting": "dim", "failed": "red", "diverged": "yellow",
-    "damaged": "red",
-}  # fmt: skip
-
-
-UNMADE = ("running", "stopped", "waiting")
-
-
-def show_status(runs: Sequence[RunStatus]) -> None:
-    """A line for each run, and what is left of them all."""
-    out().print(_standings(runs))
-
-
-def watch_status(root: Path, *, every_s: float = 2.0) -> None:
-    """The same, kept current until every run has ended or Ctrl-C."""
-    with Live(console=out(), auto_refresh=False) as live:
-        while True:
-            runs = status(root)
-            live.update(_standings(runs), refresh=True)
-            if not any(run.standing in UNMADE for run in runs):
-                return
-            time.sleep(every_s)
-
-
-def _standings(runs: Sequence[RunStatus]) -> Group:
-    """Runs side by side by what they differ in; what they share is said once."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.about))
-    values = {key: list(dict.fromkeys(str(run.about[key]) for run in runs if run.about)) for key in keys}
-    table = Table(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
-    table.add_column("run", no_wrap=True)
-    for key in (varied := [key for key in keys if len(values[key]) > 1]):
-        table.add_column(key.replace("_", "\n"), justify="right")
-    for heading in ("", "step", "left", "held-out loss", "forgetting, nats/token"):
-        table.add_column(heading, justify="right" if heading in ("step", "left") else "left", no_wrap=True)
-    for run in sorted(runs, key=lambda one: list(COLOURS).index(one.standing)):
-        about = [escape(str(run.about.get(key, ""))) for key in varied]
-        state = f"[{COLOURS[run.standing]}]{run.standing}[/]" + (f" [dim]pid {run.pid}[/]" if run.pid else "")
-        step = f"{run.step}/{run.steps}" if run.steps else ""
-        until = "" if run.seconds_left is None else duration(run.seconds_left)
-        forgotten = (f"{_course(kl)} [dim]{escape(name)}[/]" for name, kl in run.forgetting.items())
-        table.add_row(escape(run.run), *about, state, step, until, _course(run.losses), "  ".join(forgotten))
-    reasons = (f"{escape(run.run)} {run.standing}: {escape(run.reason)}" for run in runs if run.reason)
-    counts = {name: sum(run.standing == name for run in runs) for name in COLOURS}
-    left = seconds_left(runs) if any(counts[name] for name in UNMADE) else None
-    said = f"{len(runs)} run{'s' * (len(runs) > 1)}: " + ", ".join(
-        f"{count} {name}" for name, count in counts.items() if count
-    )
-    alike = ", ".join(f"{key.replace('_', ' ')} {escape(values[key][0])}" for key in keys if len(values[key]) == 1)
-    last = f"{said}{f'; about {duration(left)} left' if left else ''}  [dim]all with {alike}[/]"
-    return Group(table, *(Text.from_markup(line, emoji=False) for line in (*reasons, last)))
-
-
-def _course(values: Sequence[float]) -> str:
-    """Numbers over time as a person sees them at a glance, and the last of them."""
-    if len(values) < 2:
-        return ""
-    low, high = min(values), max(values)
-    bars = "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / (high - low or 1))] for value in values[-12:])
-    return f"{bars} {values[-1]:.3f}"
 
 
 def _size(count: float) -> str:

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -103,7 +103,7 @@ def sweep(
         study = read_study(Path(study))
     adapters.check_methods(study)
     configs = resolved(study.runs, models.choose_device(device))
-    making = _Making(
+    making = Making(
         root=Path(out), device=models.choose_device(device), retry=retry_failed, stop=stop or Stop(),
         keep_adapters=keep_adapters, checkpoint_every_s=checkpoint_every_s,
     )  # fmt: skip
@@ -117,17 +117,14 @@ def sweep(
         config.name: partial(Progress, run=config, index=index, runs=len(configs))
         for index, config in enumerate(configs)
     }
-    others: list[RunConfig] = []
-    for packed in packs(configs, pack):
-        visits = [making.visit(config, says[config.name], tell, alone=len(packed) == 1) for config in packed]
-        others += [config for config, ours in zip(packed, together(visits), strict=True) if not ours]
+    others = [config for packed in packs(configs, pack) for config in making.make(packed, says, tell)]
     for config in others:
         log.info("run %s is another process's; waiting for its end", config.name)
-        together([making.visit(config, says[config.name], tell, wait=True)])
+        making.make([config], says, tell, wait=True)
     return tabulate(read_run(making.root / config.name) for config in configs)
 
 
-class _Making:
+class Making:
     """The making of runs one after another. A class because the base and texts of one are kept for the next."""
 
     def __init__(
@@ -138,7 +135,18 @@ class _Making:
         self._texts: tuple[object, Texts] | None = None
         self._bench: tuple[object, Workbench] | None = None
 
-    def visit(
+    def make(
+        self, packed: Sequence[RunConfig], says: Mapping[str, Callable[..., Progress]],
+        tell: Callable[[Progress], None], *, wait: bool = False,
+    ) -> list[RunConfig]:  # fmt: skip
+        """Make runs side by side, each that is to be made; those that another process owns are returned.
+
+        With `wait` they are waited for instead: for one run alone, or two processes may wait for each other.
+        """
+        visits = [self._visit(config, says[config.name], tell, wait=wait, alone=len(packed) == 1) for config in packed]
+        return [config for config, ours in zip(packed, together(visits), strict=True) if not ours]
+
+    def _visit(
         self, config: RunConfig, say: Callable[..., Progress], tell: Callable[[Progress], None], *, wait: bool = False,
         alone: bool = True,
     ) -> Learning[bool]:  # fmt: skip
@@ -161,6 +169,7 @@ class _Making:
         return True
 
     def texts_of(self, config: RunConfig) -> Texts:
+        """The texts of a run; read once for runs that share them."""
         key = config.target, config.retain, config.measure.documents
         if self._texts is None or self._texts[0] != key:
             self._texts = key, read_texts(config)
@@ -184,7 +193,7 @@ class _Making:
         try:
             counts, result = count(tuned, base_params=bench.base_params), adapters.result_bytes(tuned)
             origin = provenance(bench, texts) | {"trainable_params": counts.trained, "base_params": counts.frozen}
-            needed = checkpoints.most_bytes(counts.trained, result)
+            needed = checkpoints.most_bytes(counts.trained, result) + files.passing_bytes(recorder.folder, result)
             needed += result * len(config.measured_steps()) * self.keep_adapters
             files.check_room(recorder.folder, needed)
             recorder.begin(origin)

@@ -7,9 +7,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from holdfast import adapters, archive, checkpoints, files, models
 from holdfast.basecache import Kind
 from holdfast.config import RunConfig, Study
 from holdfast.corpora import packed_batches
+from holdfast.costs import SweepCost
 from holdfast.counts import Counts, count
 from holdfast.errors import StoreError
 from holdfast.meter import batch_plan, measure_on, observe
@@ -31,27 +31,6 @@ TRIED_DOCUMENTS = 2
 
 TRIED_S = 4.0
 """Updates are timed until so many seconds have passed, and at least twice."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepCost:
-    """What making the `runs` of a study that are not made yet takes on this machine.
-
-    `tokens` are trained on; `flop` are of training. `disk_bytes` is what the finished runs take, and what the largest
-    of them needs on the way; `memory_bytes` the most that was in use while trying (of the GPU, where it trains).
-    """
-
-    runs: int
-    seconds: float
-    tokens: int
-    flop: float
-    memory_bytes: int
-    disk_bytes: int
-    free_bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +70,7 @@ def estimate_cost(study: Study, *, out: str | Path, device: str = "auto", retry_
         flop=sum(many * sizes[config].counts.flop_per_token for config, many in tokens.items()),
         memory_bytes=max((trial.memory_bytes for trial in groups), default=0),
         disk_bytes=sum(size.result_bytes for size in sizes.values())
+        + files.passing_bytes(Path(out).absolute(), max((size.result_bytes for size in sizes.values()), default=0))
         + max((checkpoints.most_bytes(size.counts.trained, size.result_bytes) for size in sizes.values()), default=0),
         free_bytes=files.free_bytes(Path(out).absolute()),
     )
