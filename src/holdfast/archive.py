@@ -9,11 +9,10 @@ holds no weights. A sweep into a folder with such a file counts its runs as made
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
-import tempfile
+import os
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,9 +78,10 @@ def restore(root: Path) -> None:
     if not (root / FILE).is_file():
         return
     lacking = [run for run in _read(root / FILE) if run.state != "in progress" and not (root / run.name).exists()]
-    with files.refusing(root), tempfile.TemporaryDirectory(prefix=".restored-", dir=root) as scratch:
+    scratch = root / f".restored-{os.getpid()}"
+    with files.refusing(root):
         for run in lacking:
-            with owning(run.config, root=Path(scratch)) as recorder:
+            with owning(run.config, root=scratch) as recorder:
                 if recorder is None:
                     continue
                 recorder.begin(run.provenance)
@@ -91,8 +91,11 @@ def restore(root: Path) -> None:
                     recorder.finish(run.summary)
                 elif run.state != "in progress":
                     recorder.fail(run.state, run.reason or "")
-            with contextlib.suppress(FileExistsError):  # another process did the same
-                (Path(scratch) / run.name).rename(root / run.name)
+            if not (root / run.name).exists():  # another process may have done the same
+                files.move(scratch / run.name, root / run.name)
+        if lacking:
+            files.flush_folder(root)
+            files.remove(scratch)
 
 
 def table(root: Path | str, *, only: Sequence[str] | None = None) -> pd.DataFrame:

@@ -37,7 +37,7 @@ RELOAD_S = 15
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What was written, and what it says; without laws, `why_no_laws` tells the reason."""
+    """What was written, and what it says; without laws, `why_no_laws` tells the reason. An overview has neither."""
 
     page: Path
     figures: tuple[Path, ...]

@@ -380,4 +380,4 @@ def _word(by: str) -> str:
 
 def _level(by: str, level: str | float) -> str:
     named = f"{level:g}" if isinstance(level, float) else str(level)
-    return f"r = {named}" if by == "r" else f"{_word(by)} {named}"
+    return {"r": f"r = {named}", "target": f"“{named}”"}.get(by, f"{_word(by)} {named}")

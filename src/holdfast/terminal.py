@@ -207,7 +207,7 @@ def show_published(published: Published) -> None:
         reasons = published.plan.reasons if published.plan else (price_in_words(published.laws),)
         for reason in reasons:
             out().print(escape(reason), soft_wrap=True)
-    else:
+    elif published.why_no_laws:
         show_warnings([f"no law was fitted: {published.why_no_laws}"])
     out().print(f"Report: {escape(str(published.page))}", soft_wrap=True)
 
