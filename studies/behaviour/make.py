@@ -5,9 +5,9 @@
 DATA holds `openorca/openorca_gpt4.jsonl`, `flan_cot/flan_cot_8320.jsonl` and `xstest/xstest_prompts.csv`; none of it is
 copied into the project. Three adapters of the built-in model are trained for equally many steps: on grade-school maths,
 on GPT-4's answers to OpenOrca's instructions, and on FLAN's short rationales. They, and any `--also`, answer
-ARC-Challenge under two protocols, AdvBench's requests and XSTest's prompts beside their base, and their forgetting on
-Wikipedia is measured. Written: `results.json` with every share and interval, `report.html` (without XSTest's prompts),
-`items.parquet`. What is finished is found again, so an interrupted study is resumed by the same command.
+ARC-Challenge by likelihood per character, AdvBench's requests and XSTest's prompts beside their base, and their
+forgetting on Wikipedia is measured. Written: `results.json` with every share and interval, `report.html` (without
+XSTest's prompts), `items.parquet`. Finished adapters are found again when the same command is given.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--also", nargs="*", default=[], help="more adapters of the same base")
+    parser.add_argument("--also", nargs="*", default=[], help="more adapters of the same base, name=folder")
+    parser.add_argument("--protocols", nargs="*", default=["character"], help="of ARC-Challenge")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--questions", type=int, help="of ARC-Challenge; default all 1,172")
     parser.add_argument("--prompts", type=int, default=200, help="of AdvBench")
@@ -90,16 +91,20 @@ def main() -> None:
     asked = parser.parse_args()
     out = asked.output_dir
     out.mkdir(parents=True, exist_ok=True)
-    tuned = [trained(asked.data, kind, out, asked.steps) for kind in ("gsm8k", "openorca", "flan_cot")] + asked.also
-    common: dict[str, Any] = {"base": BASE, "tuned": tuned, "dtype": asked.dtype}
+    named = {trained(asked.data, kind, out, asked.steps): kind for kind in ("gsm8k", "openorca", "flan_cot")}
+    named |= {folder: name for name, folder in (each.split("=", 1) for each in asked.also)}
+    common: dict[str, Any] = {"base": BASE, "tuned": list(named), "dtype": asked.dtype}
     measured = holdfast.measure(**common, texts=["builtin:wikipedia"], documents=asked.documents)
     forgetting = {one.name: {"wikipedia": one.texts["wikipedia"].kl_base_tuned} for one in measured.checkpoints}
     common |= {"max_new_tokens": asked.max_new_tokens}
-    arc = holdfast.probe(**common, tasks=["arc_challenge"], protocols=["character", "letter"], limit=asked.questions)
+    arc = holdfast.probe(**common, tasks=["arc_challenge"], protocols=asked.protocols, limit=asked.questions)
     advbench = holdfast.probe(**common, tasks=["advbench"], limit=asked.prompts)
     xstest = holdfast.probe(**common, tasks=[str(asked.data / "xstest" / "xstest_prompts.csv")], limit=asked.xstest)
     shown, whole = (
-        replace(report, models=tuple(replace(one, forgetting=forgetting[one.name]) for one in report.models))
+        replace(
+            report,
+            models=tuple(replace(one, name=named[one.name], forgetting=forgetting[one.name]) for one in report.models),
+        )
         for report in (together([arc, advbench]), together([arc, advbench, xstest]))
     )
     results = whole.to_dict() | {"exchange": [one.to_dict() for one in holdfast.exchanges(whole)]}
