@@ -269,4 +269,6 @@ def test_what_cannot_be_is_refused_at_once(
         assert why in " ".join(said.split())
     with pytest.raises(ResourceError, match=r"got no Ray cluster .*at 127\.0\.0\.1:1"):
         on_ray.sweep_on_ray(read_study(study), out=tmp_path / "runs", address="127.0.0.1:1")
+    with pytest.raises(ConfigError, match="expected HOST:PORT or auto"):
+        on_ray.sweep_on_ray(read_study(study), out=tmp_path / "runs", address="ray://127.0.0.1:10001")
     assert not (tmp_path / "runs").exists()

@@ -186,7 +186,9 @@ def _connected(address: str | None, *, aloud: bool) -> Iterator[Callable[[], lis
 
 
 def _check_there(address: str | None) -> None:
-    """Refuse an address at which nobody answers, which Ray would look for for minutes."""
+    """Refuse an address at which nobody answers, which Ray would look for for minutes, and one that is not a node's."""
+    if "://" in (address or ""):
+        raise ConfigError(f"got {address}, expected HOST:PORT or auto, on a node of the cluster, at --address")
     host, colon, port = (address or "").rpartition(":")
     if not (colon and port.isdecimal()):
         return
