@@ -1,6 +1,6 @@
 """Run every benchmark and write its tables to docs/benchmarks.md: `make bench`, half an hour on two quiet cores.
 
-    python benchmarks/all.py [llama.cpp] [naive] [checkpoints] [precision] [harness] [training] [fits]
+    python benchmarks/all.py [llama.cpp] [naive] [checkpoints] [precision] [harness] [training] [fits] [page]
 
 llama.cpp's needs its tools: LLAMA_CPP=folder/of/llama-perplexity make bench. Without them its table is left as it was.
 """
@@ -161,6 +161,19 @@ def fits() -> str:
     return table(head, (*counts, f"{best['ours']:.0%}", f"{best['scipy']:.0%}"))
 
 
+def page_of_fifty_runs() -> str:
+    """Size of a page, and how soon its first figure is there."""
+    head = ("fifty runs", "figures", "MB", "first figure, still, ms (range)", "first that answers, ms (range)")
+    rows: list[tuple[object, ...]] = [head]
+    for name, found in result("page.py").items():
+        times = (
+            f"**{found[kind]['median']}** ({min(found[kind]['all'])} to {max(found[kind]['all'])})"
+            for kind in ("still_ms", "drawn_ms")
+        )
+        rows.append((name, found["figures"], f"**{found['megabytes']}**", *times))
+    return table(*rows)
+
+
 def replaced(page: str, name: str, content: str) -> str:
     """The page with what stands between a table's marks replaced."""
     marks = f"<!-- {name} -->\n", f"\n<!-- end {name} -->"
@@ -176,6 +189,7 @@ def main() -> None:
         "harness": against_harness,
         "training": against_trainer,
         "fits": fits,
+        "page": page_of_fifty_runs,
     }
     if folder := os.environ.get("LLAMA_CPP"):
         made = {"llama.cpp": lambda: against_llama_cpp(folder), **made}

@@ -46,7 +46,7 @@ class Page(html.parser.HTMLParser):
         if self._code is not None:
             self._code[-1] += data
             return
-        self.words += data
+        self.words += data.replace("\u00a0", " ")  # which only keeps a line from ending there
         if self._cell is not None:
             self._cell[self._note] += data
 

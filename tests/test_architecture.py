@@ -107,44 +107,25 @@ ANALYSIS_HALF = {
     "measured_figures": {"display", "figures", "forgetting", "stats"},
     "page": {"display", "figures", "stats"},
     "cards": {"display", "errors", "evidence", "files", "forgetting", "stats"},
-    "papers": {
-        "archive",
-        "comparison",
-        "display",
-        "errors",
-        "figures",
-        "files",
-        "laws",
-        "planning",
-        "stats",
-        "study_figures",
-    }
-    | {"tables"},
+    "papers": {"afterwards", "archive", "comparison", "display", "errors", "figures", "files", "laws", "planning"}
+    | {"stats", "study_figures", "tables"},
     "comparison": {"fits", "forms", "formulas", "laws", "presets"},
-    "study_figures": {"display", "errors", "figures", "laws", "plan_figures", "planning", "stats", "validation"},
+    "afterwards": {"behaviour", "errors", "evidence", "files", "forgetting", "questions", "refusals", "stats", "store"},
+    "study_answers": {"afterwards", "behaviour", "display", "evidence", "exchange", "figures", "forgetting_page"}
+    | {"page", "probe_figures", "probe_page", "refusals"},
+    "study_figures": {"behaviour", "display", "errors", "figures", "laws", "plan_figures", "planning", "stats"}
+    | {"study_answers", "validation"},
     "run_grids": {"page", "stats", "study_figures"},
-    "reporting": {
-        "comparison",
-        "display",
-        "errors",
-        "forms",
-        "groups",
-        "laws",
-        "page",
-        "planning",
-        "run_grids",
-        "stats",
-        "study_figures",
-    }
-    | {"validation"},
-    "probe_figures": {"behaviour", "display", "figures", "proportions", "refusals"},
+    "reporting": {"afterwards", "comparison", "display", "errors", "forms", "groups", "laws", "page", "planning"}
+    | {"run_grids", "stats", "study_answers", "study_figures", "validation"},
+    "probe_figures": {"behaviour", "display", "exchange", "figures", "proportions", "refusals"},
     "exchange": {"behaviour", "proportions", "refusals", "stats"},
-    "probe_page": {"behaviour", "display", "exchange", "figures", "page", "probe_figures", "proportions", "questions"}
+    "probe_page": {"behaviour", "display", "exchange", "page", "probe_figures", "proportions", "questions"}
     | {"refusals", "stats"},
     "forgetting_page": {"display", "evidence", "figures", "forgetting", "measured_figures", "page", "stats"},
-    "publishing": {"archive", "behaviour", "cards", "comparison", "errors", "figures", "files", "forgetting"}
-    | {"forgetting_page", "forms", "groups", "laws", "planning", "probe_page", "progress", "reporting", "store"}
-    | {"study_figures", "validation"},
+    "publishing": {"afterwards", "archive", "behaviour", "cards", "comparison", "errors", "figures", "files"}
+    | {"forgetting", "forgetting_page", "forms", "groups", "laws", "planning", "probe_page", "progress", "reporting"}
+    | {"store", "study_figures", "validation"},
     "overview": {"archive", "display", "errors", "files", "groups", "laws", "page", "publishing", "reporting"}
     | {"run_grids", "slopes", "stats", "store", "study_figures"},
     "reproducing": {"behaviour", "config", "errors", "publishing"},

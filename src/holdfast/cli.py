@@ -252,11 +252,15 @@ def measure(
             base=base, tuned=tuned, texts=text or ["builtin:wikipedia"], task=task, quantised=quantised,
             context=context, documents=documents, precision=precision, dtype=dtype, device=device, tell=tell,
         )  # fmt: skip
-    publishing.publish_measurement(
+    kept = publishing.publish_measurement(
         report, html=html, parquet=parquet, model_card=model_card, max_forgetting=max_forgetting, commands=[typed()]
     )
     verdict = {"verdict": report.verdict(max_forgetting), "max_forgetting": max_forgetting}
-    print_json(report.to_dict() | verdict) if as_json else terminal.show_measurement(report, max_forgetting)
+    if as_json:
+        print_json(report.to_dict() | verdict)
+    else:
+        terminal.show_measurement(report, max_forgetting)
+        terminal.show_kept(kept)
     if verdict["verdict"] == "over budget":
         raise typer.Exit(10)
     if any(checkpoint.failure for checkpoint in report.checkpoints):
@@ -306,11 +310,12 @@ def probe(
             base=base, tuned=tuned, tasks=task or ["arc_challenge"], protocols=protocol or ["character"], limit=limit,
             max_new_tokens=max_new_tokens, judge=judge, dtype=dtype, device=device, tell=tell,
         )  # fmt: skip
-    publishing.publish_probe(report, html=html, parquet=parquet, commands=[typed()])
+    kept = publishing.publish_probe(report, html=html, parquet=parquet, commands=[typed()])
     if as_json:
         print_json(report.to_dict() | {"exchange": [one.to_dict() for one in exchange.exchanges(report)]})
     else:
         probe_screens.show_probe(report)
+        terminal.show_kept(kept)
     if any(model.failure for model in report.models):
         raise typer.Exit(4)
 

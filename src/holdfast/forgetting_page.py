@@ -13,7 +13,7 @@ from holdfast.evidence import QUANTILES, UNMEASURABLE, CorpusReport, Passage
 from holdfast.figures import Chart
 from holdfast.forgetting import Checkpoint, ForgettingReport
 from holdfast.measured_figures import along_training, by_kind, by_text
-from holdfast.page import Cell, Grid, figure_entries, heads, interval, render
+from holdfast.page import Cell, Grid, figure_entries, heads, interval, render, unbroken
 from holdfast.stats import Estimate, rounded
 
 KINDS_OF_VERDICT = {
@@ -63,13 +63,13 @@ def forgetting_page(
         commands=commands,
         provenance=provenance,
         content={
-            "headline": _headline(last, names),
+            "headline": unbroken(_headline(last, names)),
             "verdict": _verdict(report, max_forgetting, names) if last else None,
             "measured": f"{_counted(len(measured), 'tuned model')} on {_counted(len(texts), 'text')}",
             "unmeasured": len(report.checkpoints) - len(measured),
             "base": report.base,
             "quantised": report.quantised,
-            "in_words": _in_words(_most_forgotten(last).kl_base_tuned) if last else None,
+            "in_words": unbroken(_in_words(_most_forgotten(last).kl_base_tuned) or "") if last else None,
             "facts": _facts(last) if last else [],
             "findings": _findings(report, names),
             "measurements": _measurements(report, max_forgetting, names),
@@ -305,14 +305,16 @@ def _passages(last: Checkpoint) -> list[dict[str, Any]]:
     return [
         {"name": text.corpus, "first": fallen[:SHOWN_PASSAGES], "more": fallen[SHOWN_PASSAGES:]}
         for text in last.texts.values()
-        for fallen in [[_passage(passage) for passage in text.passages]]
+        for fallen in [[shown_passage(passage) for passage in text.passages]]
         if fallen
     ]
 
 
-def _passage(passage: Passage) -> dict[str, str]:
+def shown_passage(passage: Passage, model: str = "") -> dict[str, str]:
+    """A passage as a page shows it, and of which model where there are several."""
     return {
         "place": passage.place,
+        "model": model,
         "before": passage.before.lstrip(" "),
         "token": _shown(passage.token),
         "after": passage.after,

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ def figure_entries(charts: Mapping[str, figures.Chart], captions: Mapping[str, s
         {
             "name": name,
             "title": figures.title(chart),
-            "caption": captions[name],
+            "caption": unbroken(captions[name]),
             "specification": _json(figures.page(chart) | {"description": figures.title(chart)}),
             "svg": drawn[name] if small else None,
         }
@@ -112,6 +113,11 @@ def rows_file(rows: pd.DataFrame) -> str:
     safe = rows.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] in FORMULA else visible(cell))
     packed = gzip.compress(safe.to_csv(index=False, lineterminator="\n").encode(), mtime=0)
     return f"data:application/gzip;base64,{base64.b64encode(packed).decode()}"
+
+
+def unbroken(prose: str) -> str:
+    """A sentence whose per cent signs stay with their numbers when a line ends."""
+    return re.sub(r"(?<=\d) %", "\u00a0%", prose)
 
 
 def heads(names: Iterable[str], *, texts: int) -> list[Cell]:

@@ -12,6 +12,7 @@ import pandas as pd
 import vl_convert
 
 from holdfast import figures, files
+from holdfast.afterwards import read_afterwards
 from holdfast.archive import table as stored
 from holdfast.comparison import beside_the_paper, frame, identified
 from holdfast.display import visible
@@ -77,11 +78,12 @@ def draw_study(
         if kind not in FORMATS:
             raise ConfigError(f"got format {kind!r}, expected one of {', '.join(FORMATS)}, at the figures")
     rows = stored(runs, only=only)
+    probed = read_afterwards(runs, set(rows["run"])).probed
     found = examine(rows, corpus=corpus)
     planned = None if max_forgetting is None else plan(found.laws, max_forgetting=max_forgetting)
     written = {
         f"{name}.{kind}": _drawn(chart, kind, style)
-        for name, chart in charts(rows, found.laws, planned, found.validation).items()
+        for name, chart in charts(rows, found.laws, planned, found.validation, probed).items()
         for kind in formats
     }
     for name, made in tables(rows, found).items():

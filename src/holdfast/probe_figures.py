@@ -7,18 +7,25 @@ Every mark is a share of items and every whisker its 95 % interval (Wilson's). C
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import altair as alt
 
-from holdfast.behaviour import ChoiceResult, OutcomeResult, ProbedModel, TaskResult
+from holdfast.behaviour import ChoiceResult, OutcomeResult, ProbedModel, ProbeReport, TaskResult
 from holdfast.display import visible
+from holdfast.exchange import LEAST_MODELS
 from holdfast.figures import LIGHT, TICKS, Chart, colours, inline, shapes, styled
 from holdfast.proportions import Share, percent
-from holdfast.refusals import RefusalResult
+from holdfast.refusals import RefusalOdds, RefusalResult
 
 ROW = 46
 """Height of a model's marks, points."""
+
+LABEL_ROOM = 0.07
+"""Of the height of a drawing: what the base's name takes."""
+
+Rows: TypeAlias = Sequence[tuple[ProbedModel, TaskResult]]
+"""Models, each with its result on one task."""
 
 
 def quantities(result: TaskResult) -> Mapping[str, Share]:
@@ -40,7 +47,33 @@ def base_share(result: TaskResult) -> Share:
     return result.accuracy.base if isinstance(result, ChoiceResult | OutcomeResult) else result.favoured.base
 
 
-def along_training(rows: Sequence[tuple[ProbedModel, TaskResult]]) -> Chart:
+def by_task(report: ProbeReport) -> dict[str, Rows]:
+    """Each task's results, in the order of the report, by the task's name."""
+    names = dict.fromkeys(result.name for _, result in report.rows())
+    return {name: [(model, one) for model, one in report.rows() if one.name == name] for name in names}
+
+
+def task_figures(report: ProbeReport, names: Mapping[str, str]) -> dict[str, Chart]:
+    """The figures of each task, by name: `answers-0`, `answers-against-forgetting-0`, and so on.
+
+    The first along training where runs have several checkpoints, else by model; the second where enough models have
+    their forgetting measured. `names` are what models are called.
+    """
+    drawn = {}
+    for number, rows in enumerate(by_task(report).values()):
+        if not base_share(rows[0][1]).n:
+            continue
+        several = len({model.run for model, _ in rows}) < len(rows)
+        trajectory = several and all(model.step is not None for model, _ in rows)
+        drawn[f"answers-{number}"] = along_training(rows) if trajectory else by_model(rows, names)
+        corpus = next(iter(rows[0][0].forgetting), None)
+        known = [(model, one) for model, one in rows if corpus in model.forgetting]
+        if corpus is not None and len(known) >= LEAST_MODELS:
+            drawn[f"answers-against-forgetting-{number}"] = against_forgetting(known, corpus)
+    return drawn
+
+
+def along_training(rows: Rows) -> Chart:
     """Shares of one task against the training step, with 95 % intervals: the paper's Figure 4.
 
     In per cent; a dashed line is the base. `rows` are the checkpoints of a run or several, in step order, each with its
@@ -61,12 +94,11 @@ def along_training(rows: Sequence[tuple[ProbedModel, TaskResult]]) -> Chart:
         x, y, colour, alt.Shape("quantity:N", title="Share", scale=shapes(names), legend=_legend(names)),
         tooltip=_tooltip(),
     )  # fmt: skip
-    return styled(
-        [*_base(rows[0][1], across=False), whiskers, line, marks], title=f"{visible(rows[0][1].name)} along training"
-    )
+    layers = [*_base(rows[0][1], _range(rows, values), across=False), whiskers, line, marks]
+    return styled(layers, title=f"{visible(rows[0][1].name)} along training")
 
 
-def against_forgetting(rows: Sequence[tuple[ProbedModel, TaskResult]], corpus: str) -> Chart:
+def against_forgetting(rows: Rows, corpus: str) -> Chart:
     """Shares of one task against the forgetting measured of the same models on a corpus, with 95 % intervals.
 
     In per cent and nats per token; a dashed line is the base. A run's checkpoints are joined by a line.
@@ -78,7 +110,10 @@ def against_forgetting(rows: Sequence[tuple[ProbedModel, TaskResult]], corpus: s
     ]
     names = list(dict.fromkeys(value["quantity"] for value in values))
     drawn = inline(values)
-    x = alt.X("nats:Q", title=f"Forgetting on {visible(corpus)}, nats per token", scale=alt.Scale(nice=TICKS))
+    x = alt.X(
+        "nats:Q", title=f"Forgetting on {visible(corpus)}, nats per token", scale=alt.Scale(nice=TICKS),
+        axis=alt.Axis(titleLimit=300),
+    )  # fmt: skip
     y = alt.Y(
         "value:Q", title="Per cent of items", scale=alt.Scale(domain=_range(rows, values), nice=TICKS, zero=False)
     )
@@ -92,12 +127,12 @@ def against_forgetting(rows: Sequence[tuple[ProbedModel, TaskResult]], corpus: s
         tooltip=[*_tooltip(), alt.Tooltip("kl:N", title="Forgetting, nats per token")],
     )  # fmt: skip
     return styled(
-        [*_base(rows[0][1], across=False), whiskers, line, marks],
+        [*_base(rows[0][1], _range(rows, values), across=False), whiskers, line, marks],
         title=f"{visible(rows[0][1].name)} against forgetting",
     )
 
 
-def by_model(rows: Sequence[tuple[ProbedModel, TaskResult]], names: Mapping[str, str]) -> Chart:
+def by_model(rows: Rows, names: Mapping[str, str]) -> Chart:
     """Shares of one task, a row per model in the order given, with 95 % intervals; a dashed line is the base.
 
     In per cent. `names` are what models are called.
@@ -115,13 +150,14 @@ def by_model(rows: Sequence[tuple[ProbedModel, TaskResult]], names: Mapping[str,
     )
     y = alt.Y("model:N", title=None, sort=models, axis=alt.Axis(grid=False, labelLimit=220, labelColor=LIGHT["ink"]))
     offset = alt.YOffset("quantity:N", sort=shares, scale=alt.Scale(paddingInner=0.4, paddingOuter=0.6))
-    colour = alt.Color("quantity:N", title="Share", sort=shares, scale=colours(shares), legend=_legend(shares))
+    legend = _legend(shares, offset=26)  # the base's name stands between
+    colour = alt.Color("quantity:N", title="Share", sort=shares, scale=colours(shares), legend=legend)
     whiskers = drawn.mark_rule(strokeWidth=1.6).encode(alt.X("low:Q"), alt.X2("high"), y, offset, colour)
     marks = drawn.mark_point(size=52, filled=True, opacity=1, aria=False).encode(
-        x, y, offset, colour, alt.Shape("quantity:N", sort=shares, scale=shapes(shares), legend=_legend(shares)),
+        x, y, offset, colour, alt.Shape("quantity:N", sort=shares, scale=shapes(shares), legend=legend),
         tooltip=_tooltip(),
     )  # fmt: skip
-    layers = [*_base(rows[0][1], across=True), whiskers, marks]
+    layers = [*_base(rows[0][1], _range(rows, values), across=True), whiskers, marks]
     return styled(layers, title=visible(rows[0][1].name), height=max(2, len(models)) * ROW)
 
 
@@ -134,21 +170,28 @@ def _mark(model: ProbedModel, name: str, share: Share) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _range(rows: Sequence[tuple[ProbedModel, TaskResult]], values: Sequence[Mapping[str, Any]]) -> list[float]:
+def _range(rows: Rows, values: Sequence[Mapping[str, Any]]) -> list[float]:
     base = 100 * base_share(rows[0][1]).value
-    return [
-        max(0.0, min(base, *(value["low"] for value in values)) - 2),
-        min(100.0, max(base, *(value["high"] for value in values)) + 2),
-    ]
+    low = min(base, *(value["low"] for value in values))
+    high = max(base, *(value["high"] for value in values))
+    return [max(0.0, low - 2), min(100.0, high + 2)]
 
 
-def _base(result: TaskResult, *, across: bool) -> list[alt.Chart]:
-    """The base as a dashed line with its name."""
+def _base(result: TaskResult, ends: Sequence[float], *, across: bool) -> list[alt.Chart]:
+    """The base as a dashed line with its name; below the line where above it is the end of the axis, and the legend."""
     share = base_share(result)
-    what = "refuses" if isinstance(result, RefusalResult) else "accuracy"
+    what = {RefusalResult: "refuses", RefusalOdds: "would rather refuse"}.get(type(result), "accuracy")
     drawn = inline([{"base": 100 * share.value, "name": f"base {what} {percent(share)}"}])
     rule = drawn.mark_rule(color=LIGHT["muted"], strokeDash=[5, 4], strokeWidth=1.4)
-    text = drawn.mark_text(color=LIGHT["muted"], fontSize=12, align="left", baseline="bottom", dx=4, dy=-4)
+    high = not across and ends[1] - 100 * share.value < LABEL_ROOM * (ends[1] - ends[0])
+    text = drawn.mark_text(
+        color=LIGHT["muted"],
+        fontSize=12,
+        align="left",
+        baseline="top" if high else "bottom",
+        dx=4,
+        dy=5 if high else -4,
+    )
     if across:
         return [rule.encode(alt.X("base:Q")), text.encode(alt.X("base:Q"), alt.Text("name:N"), y=alt.value(0))]
     return [rule.encode(alt.Y("base:Q")), text.encode(alt.Y("base:Q"), alt.Text("name:N"), x=alt.value(0))]
@@ -159,6 +202,6 @@ def _tooltip() -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{field}:N", title=title) for field, title in said.items()]
 
 
-def _legend(names: Sequence[str]) -> alt.Legend | None:
-    """None where there is nothing to tell apart."""
-    return alt.Legend(columns=1, labelLimit=300) if len(names) > 1 else None
+def _legend(names: Sequence[str], offset: int = 8) -> alt.Legend | None:
+    """None where there is nothing to tell apart; `offset` points above the drawing."""
+    return alt.Legend(columns=1, labelLimit=300, offset=offset) if len(names) > 1 else None

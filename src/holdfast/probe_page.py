@@ -11,10 +11,9 @@ from typing import Any
 
 from holdfast.behaviour import ChoiceResult, OutcomeResult, ProbedModel, ProbeReport, TaskResult
 from holdfast.display import short_names
-from holdfast.exchange import LEAST_MODELS, Exchange, exchanges
-from holdfast.figures import Chart
-from holdfast.page import Cell, Grid, figure_entries, heads, render
-from holdfast.probe_figures import against_forgetting, along_training, base_share, by_model
+from holdfast.exchange import Exchange, exchanges
+from holdfast.page import Cell, Grid, figure_entries, heads, render, unbroken
+from holdfast.probe_figures import Rows, by_task, task_figures
 from holdfast.proportions import PairedShares, Share, percent
 from holdfast.questions import DESCRIBED
 from holdfast.refusals import RefusalOdds, RefusalResult
@@ -26,8 +25,6 @@ EACH = 6
 SEED = 0
 """Of what is picked at random."""
 
-Rows = Sequence[tuple[ProbedModel, TaskResult]]
-
 
 def probe_page(report: ProbeReport, *, title: str, commands: Sequence[str], provenance: Mapping[str, Any]) -> str:
     """A probe as one self-contained HTML page.
@@ -37,40 +34,47 @@ def probe_page(report: ProbeReport, *, title: str, commands: Sequence[str], prov
     its hash. The same arguments give the same page, byte for byte.
     """
     names = short_names([model.name for model in report.models])
-    tasks = list(dict.fromkeys(result.name for _, result in report.rows()))
-    grouped = {name: [(m, r) for m, r in report.rows() if r.name == name] for name in tasks}
-    charts, captions = {}, {}
-    for number, rows in enumerate(grouped.values()):
-        for place, drawn in _charts(rows, names).items():
-            charts[f"{place}{number}"], captions[f"{place}{number}"] = drawn, _CAPTION
-    entries = figure_entries(charts, captions)
+    charts = task_figures(report, names)
+    entries = figure_entries(charts, dict.fromkeys(charts, CAPTION))
     drawings = {entry["name"]: entry | {"number": i + 1} for i, entry in enumerate(entries)}
-    judged = [line for _, one in report.rows() if isinstance(one, RefusalResult) for line in one.agreement]
     return render(
         "probe.html.j2", style="probe.css", title=title, drawings=entries, commands=commands, provenance=provenance,
         content={
             "base": report.base,
-            "headline": _headline(report, names),
+            "headline": unbroken(_headline(report, names)),
             "models": [names[model.name] for model in report.models],
             "findings": [vars(finding) for finding in report.findings],
             "tasks": [
-                {
-                    "id": f"task{number}", "name": name, "protocol": _protocol(rows[0][1]), "grid": _grid(rows, names),
-                    "figures": [drawings[f"{place}{number}"] for place in _PLACES if f"{place}{number}" in drawings],
-                    "note": _NOTES[type(rows[0][1])],
-                    "examples": _examples(rows[-1][1]),
-                    "of_model": names[rows[-1][0].name] if len(rows) > 1 else None,
-                }
-                for number, (name, rows) in enumerate(grouped.items())
+                asked(number, rows, names, drawings) | {"grid": answers_grid(rows, names)}
+                for number, rows in enumerate(by_task(report).values())
             ],
-            "exchange": _exchange(exchanges(report)),
-            "judged": list(dict.fromkeys(judged)),
-            "failed": _failed(report, names),
+            "exchange": exchange_grid(exchanges(report)),
+            "judged": judged(report),
+            "failed": unprobed_grid(report, names),
         },
     )  # fmt: skip
 
 
-_CAPTION = "Shares of items with 95 % intervals; the dashed line is the base itself."
+def asked(
+    number: int, rows: Rows, names: Mapping[str, str], drawings: Mapping[str, Any], *, shown: int = -1
+) -> dict[str, Any]:
+    """What a page says of one task beside its table; answers to read are those of the `shown`th model."""
+    model, result = rows[shown]
+    figures = f"answers-{number}", f"answers-against-forgetting-{number}"
+    return {
+        "id": f"task{number}", "name": result.name, "protocol": _protocol(result), "note": _NOTES[type(result)],
+        "figures": [drawings[name] for name in figures if name in drawings],
+        "examples": _examples(result), "of_model": names[model.name] if len(rows) > 1 else None,
+    }  # fmt: skip
+
+
+def judged(report: ProbeReport) -> list[str]:
+    """How well each judge agrees with people."""
+    lines = [line for _, one in report.rows() if isinstance(one, RefusalResult) for line in one.agreement]
+    return list(dict.fromkeys(lines))
+
+
+CAPTION = "Shares of items with 95 % intervals; the dashed line is the base itself."
 
 _NOTES = {
     ChoiceResult: "Same answer: the tuned model chose what the base chose, right or wrong. A change of accuracy is "
@@ -109,23 +113,8 @@ def _tested(shares: PairedShares) -> str:
     return ", and not one item differs" if shares.verdict == "identical" else ""
 
 
-_PLACES = ("task", "nats")
-
-
-def _charts(rows: Rows, names: Mapping[str, str]) -> dict[str, Chart]:
-    """Along training where runs have several checkpoints, by model elsewhere; against forgetting where it is known."""
-    if not rows or not base_share(rows[0][1]).n:
-        return {}
-    trajectory = all(model.step is not None for model, _ in rows) and len({model.run for model, _ in rows}) < len(rows)
-    drawn = {"task": along_training(rows) if trajectory else by_model(rows, names)}
-    corpus = next(iter(rows[0][0].forgetting), None)
-    known = [(model, one) for model, one in rows if corpus in model.forgetting]
-    if corpus is not None and len(known) >= LEAST_MODELS:
-        drawn["nats"] = against_forgetting(known, corpus)
-    return drawn
-
-
-def _exchange(found: Sequence[Exchange]) -> Grid | None:
+def exchange_grid(found: Sequence[Exchange]) -> Grid | None:
+    """What a tenth of a nat goes with, a line per task and text; None where nothing is known of it."""
     columns = heads(["Task", "Change", "Per 0.1 nat", "Correlation", "Between, nats", "Models, runs"], texts=2)
     lines = [
         [
@@ -149,8 +138,8 @@ def _protocol(result: TaskResult) -> str:
     return f"{items}; {result.protocol}."
 
 
-def _grid(rows: Rows, names: Mapping[str, str]) -> Grid:
-    """The base, then a line per model."""
+def answers_grid(rows: Rows, names: Mapping[str, str], *, traced: bool = False) -> Grid:
+    """The base, then a line per model of one task; `traced` ones lead to the rows of their run on the same page."""
     first = rows[0][1]
     columns = heads(["Model", *_COLUMNS[type(first)]], texts=1)
     base = {
@@ -166,7 +155,13 @@ def _grid(rows: Rows, names: Mapping[str, str]) -> Grid:
         RefusalOdds: lambda r: [_estimate(r.base_odds), Cell(""), _share(r.favoured.base)],
     }[type(first)](first)
     lines = [[Cell("base", kind="text"), *base]]
-    lines += [[Cell(names[model.name], _step(model, names), kind="name"), *_cells(result)] for model, result in rows]
+    lines += [
+        [
+            Cell(names[model.name], _step(model, names), kind="name", link="rows" * traced, run=model.run * traced),
+            *_cells(result),
+        ]
+        for model, result in rows
+    ]
     return Grid(first.name, columns, lines)
 
 
@@ -270,7 +265,8 @@ def _examples(result: TaskResult) -> list[dict[str, Any]]:
     return [{"picked": pick, "pairs": [one for one in shown if one["picked"] == pick]} for pick in picks]
 
 
-def _failed(report: ProbeReport, names: Mapping[str, str]) -> Grid | None:
+def unprobed_grid(report: ProbeReport, names: Mapping[str, str]) -> Grid | None:
+    """Models that could not be probed, and why; None when there is none."""
     rows = [
         [Cell(names[model.name], _step(model, names), kind="name"), Cell(model.failure, kind="words")]
         for model in report.models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from holdfast import figures, files
+from holdfast import afterwards, figures, files
 from holdfast.archive import FILE, read_runs, write_archive
 from holdfast.behaviour import ProbeReport
 from holdfast.cards import write_card
 from holdfast.comparison import beside_the_paper
-from holdfast.errors import DataError, FitError
+from holdfast.errors import DataError, FitError, ResourceError
 from holdfast.forgetting import ForgettingReport
 from holdfast.forgetting_page import forgetting_page
 from holdfast.forms import compare_forms
@@ -29,7 +30,9 @@ from holdfast.progress import status
 from holdfast.reporting import report
 from holdfast.store import Run, tabulate
 from holdfast.study_figures import charts
-from holdfast.validation import Validation, validate
+from holdfast.validation import validate
+
+log = logging.getLogger(__name__)
 
 RELOAD_S = 15
 """Between two looks of a browser at the page of a sweep under way."""
@@ -73,7 +76,7 @@ def publish(
         ResourceError: the files cannot be written.
     """
     made = read_runs(runs, only=only)
-    table = tabulate(made)
+    table, after = tabulate(made), afterwards.read_afterwards(runs, {run.name for run in made})
     try:
         laws, why_not = fit(table, corpus=corpus), None
     except FitError as error:
@@ -92,6 +95,7 @@ def publish(
         forms=forms,
         compared=compared,
         groups=grouped(table, corpus=laws.corpus) if laws else (),
+        after=after,
         reload_s=reload_s,
         title=page_title(made),
         commands=commands,
@@ -103,8 +107,9 @@ def publish(
         files.write(output_dir / "report.html", page.encode())
         if output_dir.resolve() != runs.resolve() and reload_s is None:
             write_archive(made, output_dir / FILE)
-        draws = laws is not None and reload_s is None
-        drawn = _draw(table, laws, planned, validation, output_dir / "figures") if laws and draws else ()
+            afterwards.copy(runs, output_dir)
+        shown = charts(table, laws, planned, validation, after.probed) if laws and reload_s is None else {}
+        drawn = _draw(shown, output_dir / "figures") if shown else ()
     return Published(page=output_dir / "report.html", figures=drawn, laws=laws, why_no_laws=why_not, plan=planned)
 
 
@@ -129,11 +134,9 @@ def keep_current(runs: Path, write: Callable[[int | None], Published], *, every_
         time.sleep(every_s)
 
 
-def _draw(
-    table: pd.DataFrame, laws: Laws, planned: Plan | None, validation: Validation | None, folder: Path
-) -> tuple[Path, ...]:
+def _draw(drawn: Mapping[str, figures.Chart], folder: Path) -> tuple[Path, ...]:
     files.make_folder(folder)
-    for name, chart in charts(table, laws, planned, validation).items():
+    for name, chart in drawn.items():
         files.write(folder / f"{name}.png", figures.png(chart))
         files.write(folder / f"{name}.svg", figures.svg(chart).encode())
     return tuple(sorted(folder.glob("[!.]*")))
@@ -151,8 +154,10 @@ def publish_measurement(
     model_card: Path | None,
     max_forgetting: float | None,
     commands: Sequence[str],
-) -> None:
+) -> tuple[Path, ...]:
     """Write what was measured, each file whole or not at all; None leaves one out.
+
+    Of runs of ours it is kept beside them as well, for their page; see `afterwards`. Those files are returned.
 
     `html` is a page for people; `parquet` is `report.to_frame()`, the sums per document that every mean is a ratio of;
     `model_card` is a model card, see `cards.write_card`.
@@ -176,10 +181,15 @@ def publish_measurement(
         _publish(parquet, _parquet(report.to_frame()))
     if model_card is not None:
         write_card(report, model_card, commands=commands, max_forgetting=max_forgetting)
+    return _kept(report)
 
 
-def publish_probe(report: ProbeReport, *, html: Path | None, parquet: Path | None, commands: Sequence[str]) -> None:
+def publish_probe(
+    report: ProbeReport, *, html: Path | None, parquet: Path | None, commands: Sequence[str]
+) -> tuple[Path, ...]:
     """Write what was probed, each file whole or not at all; None leaves one out.
+
+    Of runs of ours it is kept beside them as well, for their page; see `afterwards`. Those files are returned.
 
     `html` is a page for people; `parquet` is `report.to_frame()`, a row per model, task and item.
 
@@ -205,6 +215,16 @@ def publish_probe(report: ProbeReport, *, html: Path | None, parquet: Path | Non
         if not any(model.results for model in report.models):
             raise DataError(f"got no model that could be probed, expected one, for {parquet}")
         _publish(parquet, _parquet(report.to_frame()))
+    return _kept(report)
+
+
+def _kept(report: ForgettingReport | ProbeReport) -> tuple[Path, ...]:
+    """Someone else's runs may not be ours to write beside: then what was found is not lost, only not kept there."""
+    try:
+        return afterwards.keep(report)
+    except ResourceError as error:
+        log.warning("not kept for the page of these runs: %s", error)
+        return ()
 
 
 def _publish(path: Path, content: bytes) -> None:

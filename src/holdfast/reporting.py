@@ -6,16 +6,18 @@ from typing import Any
 
 import pandas as pd
 
+from holdfast.afterwards import Afterwards
 from holdfast.comparison import CONSTANTS, HARD, Compared
 from holdfast.display import visible
 from holdfast.errors import FitError
 from holdfast.forms import Forms
 from holdfast.groups import QUANTITY, Group
 from holdfast.laws import LAWS, Fit, Laws
-from holdfast.page import Cell, Grid, figure_entries, heads, interval, render, rows_file
+from holdfast.page import Cell, Grid, figure_entries, heads, interval, render, rows_file, unbroken
 from holdfast.planning import Plan, price_in_words
 from holdfast.run_grids import TERMS, runs_grid, unfinished_grid
 from holdfast.stats import Prediction, rounded
+from holdfast.study_answers import answers, passages
 from holdfast.study_figures import captions, charts, last_measured
 from holdfast.validation import Validation
 
@@ -40,6 +42,7 @@ def report(
     forms: Forms | None = None,
     compared: Compared | None = None,
     groups: Sequence[Group] = (),
+    after: Afterwards | None = None,
     title: str,
     commands: Sequence[str],
     provenance: Mapping[str, Any],
@@ -49,28 +52,33 @@ def report(
     """A study as one self-contained HTML page: what learning costs, what to run, and the evidence for both.
 
     `table` is that of `archive.table`, failed and diverged runs included; `laws`, `plan`, `validation`, `forms`,
-    `compared` and `groups` were made from it. With `reload_s` a browser reads the file again after so many seconds.
+    `compared` and `groups` were made from it; `after` is what was probed and measured of its runs. With `reload_s` a
+    browser reads the file again after so many seconds.
     `commands` are what a reader types to make the page again; `provenance` is whatever says where the numbers come
     from, nested as it likes. Without `laws` the page shows the measurements, and `why_no_laws` in place of the laws.
 
     The page makes no request and runs one script, which its content security policy names by its hash. The same
     arguments give the same page, byte for byte.
     """
+    probed = None if after is None else after.probed
     try:
-        drawn, why_no_figures = charts(table, laws, plan, validation), None
+        drawn, why_no_figures = charts(table, laws, plan, validation, probed), None
     except FitError as error:
         drawn, why_no_figures = {}, str(error)
+    numbers = {name: number for number, name in enumerate(drawn, 1)}
+    entries = figure_entries(drawn, captions(drawn, probed))
+    drawings = {entry["name"]: entry | {"number": numbers[entry["name"]]} for entry in entries}
     return render(
         "report.html.j2",
-        style="page.css",
+        style="report.css",
         title=title,
-        drawings=figure_entries(drawn, captions(drawn)),
+        drawings=entries,
         commands=commands,
         provenance=provenance,
         reload_s=reload_s,
         content={
-            "headline": _headline(table, laws),
-            "price": None if laws is None else price_in_words(laws),
+            "headline": unbroken(_headline(table, laws)),
+            "price": None if laws is None else unbroken(price_in_words(laws)),
             "why_no_laws": None if laws else why_no_laws or "No reason was given.",
             "laws": None if laws is None else _laws(laws),
             "plan": None if plan is None else _plan(plan),
@@ -81,7 +89,9 @@ def report(
             else {"joint": _compared(compared), "lines": _lines_compared(compared)},
             "groups": groups_grid(groups) if len(groups) > 1 else None,
             "why_no_figures": why_no_figures,
-            "numbers": {name: number for number, name in enumerate(drawn, 1)},
+            "numbers": numbers,
+            "answers": None if after is None else answers(after, drawings),
+            "passages": [] if after is None else passages(after.forgotten),
             "ranks": sorted({int(r) for r in table.loc[table["state"] == "done", "r"].fillna(0)}) if drawn else [],
             "runs": runs_grid(table),
             "unfinished": unfinished_grid(table),
@@ -125,7 +135,7 @@ def _held_out(validation: Validation) -> dict[str, Any]:
     ]
     told = [held for held in validation.held_out if held.quantity == "kl_base_tuned" and held.law != "line"]
     return {
-        "sentences": [str(held) for held in told],
+        "sentences": [unbroken(str(held)) for held in told],
         "grid": Grid("Held out, then predicted", heads(columns, texts=3), rows) if rows else None,
         "skipped": [f"{skipped.split}: {skipped.reason}" for skipped in validation.skipped],
         "warnings": [warning for warning in validation.warnings if "nearer" in warning or "chosen" in warning],
@@ -314,7 +324,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "target_loss": None if plan.target_loss is None else f"{plan.target_loss:g}",
         "over": None if over is None else "unknown" if math.isnan(over) else f"{100 * over:.2g} %",
         "extrapolates": plan.extrapolates,
-        "reasons": plan.reasons,
+        "reasons": list(map(unbroken, plan.reasons)),
         "warnings": plan.warnings,
     }
 

@@ -40,7 +40,7 @@ def reproduce(
     """Make a paper's studies again, one after another, each in a folder of its name under `out`.
 
         out/<name>/runs                 every run, with the adapter of each measured step
-        out/<name>/report.html          laws, figures, and the paper's own constants beside them
+        out/<name>/report.html          laws, figures, answers, and the paper's own constants beside them
         out/<name>/arc_challenge.html   answers along training and against forgetting; .parquet: every item
         out/<name>/advbench.html        refusals, in the same way
 
@@ -52,9 +52,9 @@ def reproduce(
     for name, study in made.items():
         folder = out / name
         sweep(study, folder / "runs")
-        published[name] = publish(folder / "runs", folder, commands=commands)
         for task, items in ITEMS.items():
             few = items if limit is None else min(limit, items or limit)
             report = probe(study.runs[0].model, folder / "runs", task, few)
             publish_probe(report, html=folder / f"{task}.html", parquet=folder / f"{task}.parquet", commands=commands)
+        published[name] = publish(folder / "runs", folder, commands=commands)
     return published

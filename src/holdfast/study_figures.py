@@ -8,6 +8,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from holdfast.behaviour import ProbeReport
 from holdfast.display import visible
 from holdfast.errors import FitError
 from holdfast.figures import (
@@ -28,6 +29,7 @@ from holdfast.laws import LINE, Laws, fit_law, points
 from holdfast.plan_figures import frontier_figure, held_out_figure
 from holdfast.planning import Plan
 from holdfast.stats import Estimate, rounded
+from holdfast.study_answers import answer_captions, answer_figures
 from holdfast.validation import Validation
 
 LEVEL = 0.95
@@ -61,11 +63,12 @@ CAPTIONS = {
 
 
 def charts(
-    table: pd.DataFrame, laws: Laws | None, plan: Plan | None, validation: Validation | None
-) -> dict[str, Chart]:
+    table: pd.DataFrame, laws: Laws | None, plan: Plan | None, validation: Validation | None,
+    probed: ProbeReport | None = None,
+) -> dict[str, Chart]:  # fmt: skip
     """Every figure of a study by name, in reading order; what is None has none.
 
-    `table` is that of `archive.table`; the laws, plan and validation were made from it.
+    `table` is that of `archive.table`; the laws, plan and validation were made from it; `probed` are its runs' answers.
 
     Raises:
         FitError: no finished run has anything to draw.
@@ -79,6 +82,7 @@ def charts(
     last = last_measured(table)
     if last["corpus"].nunique() > 1:
         drawn["by-text"] = by_text(last)
+    drawn |= {} if probed is None else answer_figures(probed)
     predictions = None if validation is None else validation.predictions()
     for name, quantity in (("held-out-forgetting", "kl_base_tuned"), ("held-out-target", "target_nll")):
         if predictions is not None and (predictions["quantity"] == quantity).any():
@@ -104,9 +108,10 @@ def panels_by_target(
     return drawn
 
 
-def captions(drawn: Mapping[str, Chart]) -> dict[str, str]:
+def captions(drawn: Mapping[str, Chart], probed: ProbeReport | None = None) -> dict[str, str]:
     """The caption of each figure."""
-    return {name: CAPTIONS.get(name, CAPTIONS["panel"]) for name in drawn}
+    known = CAPTIONS if probed is None else CAPTIONS | answer_captions(probed)
+    return {name: known.get(name, CAPTIONS["panel"]) for name in drawn}
 
 
 def last_measured(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,9 +6,11 @@ Results go to stdout, everything else to stderr. Text that came from a file or a
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
@@ -216,6 +218,13 @@ def show_written(places: Iterable[object]) -> None:
     """Where things were put."""
     for place in places:
         out().print(f"Written: {escape(str(place))}", soft_wrap=True, highlight=False)
+
+
+def show_kept(places: Sequence[Path]) -> None:
+    """What was kept beside runs, and what for; each folder of runs has one."""
+    for place in places:
+        runs, here = (escape(os.path.relpath(path)) for path in (place.parent.parent, place))
+        out().print(f"Kept for [bold]holdfast report {runs}[/]: {here}", soft_wrap=True)
 
 
 def show_warnings(warnings: Iterable[str]) -> None:
