@@ -1,6 +1,5 @@
 """Any pair of models (every PEFT method, whole models, other architectures) against two naive ones in float64."""
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,12 +129,21 @@ def test_a_tuned_model_without_the_bases_unused_rows(tiny: Path, tmp_path: Path,
         holdfast.measure(base=str(tiny), tuned=str(short), texts=[str(kelp)], dtype="float32")
 
 
+def refusal(model: Path, bits: str) -> str:
+    """Why a base of 32 numbers a row is not taken: too narrow for 4 bits, on a CPU with AVX-512. Empty elsewhere."""
+    try:
+        models.load_base(str(model), dtype="float32", device="cpu", quantisation=bits)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_an_adapter_on_a_quantised_base(bits: str, tiny: Path, tmp_path: Path, kelp: Path) -> None:
     """bitsandbytes for real: quantisation damage and forgetting are two numbers, and nothing is merged."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    with pytest.raises(ModelError, match="cannot make a forward pass") if bits == "4bit" else contextlib.nullcontext():
-        models.load_base(str(tiny), dtype="float32", device="cpu", quantisation=bits)  # 32 wide: too narrow for 4 bits
+    told = refusal(tiny, bits)
+    assert not told or (bits == "4bit" and "cannot make a forward pass" in told)
     tiny = other_architecture("llama", tmp_path / "wide", tiny)
     folder = adapter(tiny, peft.LoraConfig(r=4, target_modules=ALL, **LM), tmp_path / "adapter")
     report = holdfast.measure(
