@@ -2,15 +2,17 @@
 
 import base64
 import hashlib
+import io
 import json
 import math
 import re
 
 import numpy as np
 import pytest
+import vl_convert
 
 import measured
-from holdfast import figures, laws, measured_figures, page, reporting
+from holdfast import figures, laws, measured_figures, page, reporting, study_figures
 from holdfast.forgetting_page import forgetting_page
 from pages import Page
 from simulated import study
@@ -65,8 +67,27 @@ def test_still_drawings_are_left_out_once_they_would_be_most_of_the_page(monkeyp
     assert entry["svg"] == figures.still(chart)
     assert "var(--ink)" in entry["svg"]
     assert (entry["title"], entry["caption"]) == ("Forgetting by kind of token", "caption")
-    monkeypatch.setattr(page, "FALLBACK_BYTES", len(entry["svg"]) - 1)
+    monkeypatch.setattr(page, "FIGURES_BYTES", len(entry["svg"]) + len(entry["specification"]) - 1)
     assert page.figure_entries({"a": chart}, {"a": "caption"})[0]["svg"] is None
+
+
+def test_a_still_drawing_is_the_same_drawing_in_fewer_bytes():
+    """Each mark where it was to a tenth of a point, every shade kept: pixel for pixel hardly another picture."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: no pictures to compare")
+    table = study(np.random.default_rng(0), ranks=(8, 64), seeds=(0, 1))
+    charts = study_figures.charts(table, laws.fit(table), None, None)
+    for chart in (charts["loss-against-forgetting"], charts["trajectories-forgetting"]):
+        whole = figures.svg(chart)
+        small = figures.compact(whole)
+        assert len(small) < 0.7 * len(whole)
+        assert [small.count(f"<{mark} ") for mark in ("path", "line")] == [
+            whole.count(f"<{mark} ") for mark in ("path", "line")
+        ]
+        before, after = (
+            np.asarray(image.open(io.BytesIO(vl_convert.svg_to_png(svg))).convert("L"), dtype=float)
+            for svg in (whole, small)
+        )
+        assert np.abs(before - after).mean() < 0.5  # of 255
 
 
 def test_an_interval_has_the_digits_of_its_error():

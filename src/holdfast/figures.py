@@ -7,6 +7,7 @@ width is the page's. Nothing here reads a file, opens a window or keeps state.
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -184,7 +185,25 @@ def svg(chart: Chart) -> str:
 def still(chart: Chart) -> str:
     """The chart as an SVG element for the report, in the page's colours, for as long as no script draws it."""
     spec = {**page(chart), "width": WIDTH}
-    return str(vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=vega_lite_version()))
+    return compact(str(vl_convert.vegalite_to_svg(json.dumps(spec), vl_version=vega_lite_version())))
+
+
+_PLACE = r'transform="[^"]*"(?: [dxy]2?="[^"]*")*'
+_ALIKE = re.compile(rf'<(path|line) {_PLACE}((?: [\w-]+="[^"]*")+)/>(?:<\1 {_PLACE}\2/>)+')
+"""Marks one after another that differ in their places alone."""
+
+
+def compact(svg: str) -> str:
+    """The same drawing in fewer bytes: places to a tenth of a point, and what marks in a row share said once."""
+
+    def once(row: re.Match[str]) -> str:
+        if row[1] == "path" and " opacity=" in row[2]:  # of a group it would be another thing
+            return row[0]
+        places = "".join(f"<{row[1]} {place}/>" for place in re.findall(_PLACE, row[0]))
+        return f"<g{row[2].replace(' opacity=', ' stroke-opacity=')}>{places}</g>"
+
+    rounded_places = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.1f}", svg.replace(' opacity="1"', ""))
+    return _ALIKE.sub(once, rounded_places)
 
 
 def vega_lite_version() -> str:

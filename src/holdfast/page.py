@@ -24,8 +24,8 @@ from holdfast import figures
 from holdfast.display import visible
 from holdfast.stats import rounded
 
-FALLBACK_BYTES = 400_000
-"""Of all still figures together: past this they would be most of the page."""
+FIGURES_BYTES = 1_300_000
+"""Of all figures together, definitions and still drawings: as many of the latter as that leaves room for."""
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -91,15 +91,21 @@ def render(
 
 def figure_entries(charts: Mapping[str, figures.Chart], captions: Mapping[str, str]) -> list[dict[str, Any]]:
     """Each chart as `parts.html.j2` draws it: its definition, and a still drawing that is there before any script."""
-    drawn = {name: figures.still(chart) for name, chart in charts.items()}
-    small = sum(map(len, drawn.values())) <= FALLBACK_BYTES
+    defined = {
+        name: _json(figures.page(chart) | {"description": figures.title(chart)}) for name, chart in charts.items()
+    }
+    room, drawn = FIGURES_BYTES - sum(map(len, defined.values())), dict[str, str]()
+    for name, chart in charts.items():
+        svg = figures.still(chart)
+        if len(svg) <= room:
+            room, drawn[name] = room - len(svg), svg
     return [
         {
             "name": name,
             "title": figures.title(chart),
             "caption": unbroken(captions[name]),
-            "specification": _json(figures.page(chart) | {"description": figures.title(chart)}),
-            "svg": drawn[name] if small else None,
+            "specification": defined[name],
+            "svg": drawn.get(name),
         }
         for name, chart in charts.items()
     ]
