@@ -8,6 +8,7 @@ file; of one model asked the same twice the later answer counts. No torch here: 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -116,10 +117,18 @@ def _roots(report: ProbeReport | ForgettingReport) -> dict[Path, dict[str, str]]
     """Each folder of runs, and of its models what they are called in the report and in the folder."""
     found: dict[Path, dict[str, str]] = {}
     for name in [model.name for model in (report.models if isinstance(report, ProbeReport) else report.checkpoints)]:
-        path = Path(name).resolve()
-        if path.is_dir() and all((path.parent / part).is_file() for part in ("config.json", "records.jsonl")):
+        path = _folder(name)
+        if path and all((path.parent / part).is_file() for part in ("config.json", "records.jsonl")):
             found.setdefault(path.parent.parent, {})[name] = f"{path.parent.name}/{path.name}"
     return found
+
+
+def _folder(name: str) -> Path | None:
+    """The folder that a model's name is; a name may be anything, and no path a disk takes."""
+    with contextlib.suppress(OSError, ValueError):
+        path = Path(name).resolve()
+        return path if path.is_dir() else None
+    return None
 
 
 def _probed(report: ProbeReport, places: Mapping[str, str]) -> dict[str, Any]:
