@@ -2,12 +2,12 @@
 
     python studies/behaviour/make.py DATA --output-dir made --also runs/*/adapter
 
-DATA holds `openorca/openorca_gpt4.jsonl`, `flan_cot/flan_cot_8320.jsonl` and `xstest/xstest_prompts.csv`; none of it is
-copied into the project. Three adapters of the built-in model are trained for equally many steps: on grade-school maths,
-on GPT-4's answers to OpenOrca's instructions, and on FLAN's short rationales. They, and any `--also`, answer
-ARC-Challenge by likelihood per character, AdvBench's requests and XSTest's prompts beside their base, and their
-forgetting on Wikipedia is measured. Written: `results.json` with every share and interval, `report.html` (without
-XSTest's prompts), `items.parquet`. Finished adapters are found again when the same command is given.
+DATA holds `openorca/openorca_gpt4.jsonl`, `flan_cot/flan_cot_8320.jsonl`, and `xstest/xstest_prompts.csv`; none of it
+is copied into the project. Three adapters of the built-in model are trained for equally many steps: on grade-school
+maths, on GPT-4's answers to OpenOrca's instructions, and on FLAN's short rationales. They, and any `--also`, answer
+ARC-Challenge by likelihood per character and AdvBench's requests beside their base, with `--xstest` XSTest's prompts
+too, and their forgetting on Wikipedia is measured. Written: `results.json` with every share and interval, `report.html`
+(without XSTest's prompts), `items.parquet`. Finished adapters are found again when the same command is given.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--questions", type=int, help="of ARC-Challenge; default all 1,172")
     parser.add_argument("--prompts", type=int, default=200, help="of AdvBench")
-    parser.add_argument("--xstest", type=int, help="of XSTest; default all 450")
+    parser.add_argument("--xstest", type=int, default=0, help="of XSTest's 450; default none")
     parser.add_argument("--documents", type=int, default=32, help="of Wikipedia")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--dtype", default="auto")
@@ -99,13 +99,19 @@ def main() -> None:
     common |= {"max_new_tokens": asked.max_new_tokens}
     arc = holdfast.probe(**common, tasks=["arc_challenge"], protocols=asked.protocols, limit=asked.questions)
     advbench = holdfast.probe(**common, tasks=["advbench"], limit=asked.prompts)
-    xstest = holdfast.probe(**common, tasks=[str(asked.data / "xstest" / "xstest_prompts.csv")], limit=asked.xstest)
+    probed = [arc, advbench]
+    if asked.xstest:
+        prompts = str(asked.data / "xstest" / "xstest_prompts.csv")
+        probed.append(holdfast.probe(**common, tasks=[prompts], limit=asked.xstest))
     shown, whole = (
         replace(
             report,
-            models=tuple(replace(one, name=named[one.name], forgetting=forgetting[one.name]) for one in report.models),
+            models=tuple(
+                replace(one, name=named[one.name], run=named[one.name], forgetting=forgetting[one.name])
+                for one in report.models
+            ),
         )
-        for report in (together([arc, advbench]), together([arc, advbench, xstest]))
+        for report in (together([arc, advbench]), together(probed))
     )
     results = whole.to_dict() | {"exchange": [one.to_dict() for one in holdfast.exchanges(whole)]}
     (out / "results.json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
