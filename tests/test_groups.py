@@ -1,6 +1,7 @@
 """Runs by what they learned and how: laws of each, one held to the others, and a page for each target."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,7 +155,7 @@ def test_a_study_of_several_targets_has_an_overview_and_a_page_for_each(runs: Pa
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "Each 0.1 nat of improvement costs" in page
     assert "The price differs by what is learned (p &lt; 0.001, 6 runs)" in page
-    assert "at “sums” to 0.5968 at “news <b>”" in page.replace("&lt;", "<").replace("&gt;", ">")
+    assert re.search(r"0\.19\d+ at “sums” to 0\.59\d+ at “news &lt;b&gt;”", page)
     assert '<a href="sums/report.html">' in page
     assert "<b>" not in page.replace("<bdi>", "").split("</style>")[1]
     for name, price in (("sums", 0.2), ("news-b", 0.6)):

@@ -152,9 +152,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "which-method.md"
 def test_the_page_on_methods_says_what_can_be_read(tmp_path: Path) -> None:
     bare = BODY.replace("adapter:\n  r: 16\n  lora_alpha: 1\n", "").replace("  warmup_steps: 4\n", "")
     written = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(written) == 5
+    assert len(written) == 6
     for block in written:
-        (tmp_path / "study.yaml").write_text(bare + block)
+        body = re.sub(r"^dtype:.*\n", "", bare, flags=re.MULTILINE) if "dtype:" in block else bare
+        (tmp_path / "study.yaml").write_text(body + block)
         study = read_study(tmp_path / "study.yaml")
         adapters.check_methods(study)
     assert len(study.runs) == 6
