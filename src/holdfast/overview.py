@@ -77,7 +77,7 @@ def overview(
         reload_s=reload_s,
         content={
             "headline": _headline(list(first.values())),
-            "same": _same_price(table, list(first.values()), corpus),
+            "same": _same_price(table, corpus),
             "groups": groups_grid(groups) if groups else None,
             "pages": [(name, visible(name), why) for name, why in pages.items()],
             "numbers": {name: number for number, name in enumerate(drawn, 1)},
@@ -120,7 +120,7 @@ def _tenth(group: Group) -> str:
     return f"{rounded(0.1 * price.value, 0.1 * price.stderr)} ({low} to {high})"
 
 
-def _same_price(table: pd.DataFrame, groups: Sequence[Group], corpus: str | None) -> str:
+def _same_price(table: pd.DataFrame, corpus: str | None) -> str:
     """Whether the targets have one price, tested over the runs of each."""
     done = table[table["state"] == "done"]
     parts = []

@@ -175,7 +175,7 @@ def _laws(laws: Laws) -> dict[str, Any]:
         "n_runs": laws.n_runs,
         "n_points": line.n_points,
         "left_out": f"{100 * laws.skip_fraction:.2g} %",
-        "prices": {name: parameter(fit, "slope") for name, fit in laws.lines.items()},
+        "prices": {name: _parameter(fit, "slope") for name, fit in laws.lines.items()},
         "domain": {name: [f"{end:.3f}" for end in ends] for name, ends in line.domain.items()},
         "lines": _lines(laws),
         "joint": _joint(laws),
@@ -190,8 +190,8 @@ def _lines(laws: Laws) -> Grid:
     rows = [
         [
             Cell(NAMES[name], fit.estimator, kind="text", link=TERMS[name]),
-            parameter(fit, "slope"),
-            parameter(fit, "intercept"),
+            _parameter(fit, "slope"),
+            _parameter(fit, "intercept"),
             *_evidence(fit),
         ]
         for name in laws.lines
@@ -205,7 +205,7 @@ def _joint(laws: Laws) -> Grid:
     rows = [
         [
             Cell(NAMES[name], fit.law, kind="text", link=TERMS[name]),
-            *(parameter(fit, name_) for name_ in (LAWS[fit.law].linear[0], "K", "x", "y")),
+            *(_parameter(fit, constant) for constant in (LAWS[fit.law].linear[0], "K", "x", "y")),
             *_evidence(fit),
         ]
         for name, fit in laws.joint.items()
@@ -243,7 +243,7 @@ def _exponents(group: Group) -> list[Cell]:
     if group.laws is None:
         return [Cell("–")] * 4
     joint = group.laws.joint
-    return [parameter(joint[quantity], name) for quantity in ("target_nll", QUANTITY) for name in ("x", "y")]
+    return [_parameter(joint[quantity], name) for quantity in ("target_nll", QUANTITY) for name in ("x", "y")]
 
 
 def _missed(group: Group) -> Cell:
@@ -289,10 +289,10 @@ def _lines_compared(compared: Compared) -> Grid:
 
 def _published_or_ours(fit: Fit, name: str) -> Cell:
     """A parameter; of a published law, whose points are not known, without the remark that it has no interval."""
-    return parameter(fit, name) if fit.n_points else Cell(f"{fit.parameters[name].value:.3g}")
+    return _parameter(fit, name) if fit.n_points else Cell(f"{fit.parameters[name].value:.3g}")
 
 
-def parameter(fit: Fit, name: str) -> Cell:
+def _parameter(fit: Fit, name: str) -> Cell:
     """A parameter with its interval; no number where the data do not tell it from others that fit as well."""
     if name not in fit.parameters:
         return Cell("–", "one rank only")
