@@ -114,7 +114,7 @@ EDITED = [
     ("1e-3", "1e-3x", 11, "optimizer.learning_rate", "got '1e-3x'", "a number"),
     # wrong values
     ("dtype: float32", "dtype: flaot32", 2, "dtype", "got 'flaot32'", "did you mean 'float32'?"),
-    ("dtype: float32", "dtype: bf16", 2, "dtype", "got 'bf16'", "expected 'auto', 'bfloat16' or 'float32'"),
+    ("dtype: float32", "dtype: bf16", 2, "dtype", "got 'bf16'", "expected 'auto', 'bfloat16', 'float32' or 'nf4'"),
     ("held_out: 16", "held_out: 1", 5, "target.held_out", "got 1", "at least 2"),
     ("[builtin:wikipedia]", "[a, b, a]", 6, "retain", "got ['a', 'b', 'a']", "each name once"),
     ("[builtin:wikipedia]", "[builtin:gsm8k]", 6, "retain", "got ['builtin:gsm8k']", "other texts than the one"),

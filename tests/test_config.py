@@ -180,7 +180,7 @@ def test_several_grids_are_joined_and_a_run_of_two_is_made_once(tmp_path: Path) 
 
 def test_a_name_needs_the_dtype_decided(tmp_path: Path) -> None:
     (run,) = read(tmp_path, BODY.replace("dtype: float32\n", "")).runs
-    with pytest.raises(ConfigError, match="dtype: got 'auto', expected 'bfloat16' or 'float32'"):
+    with pytest.raises(ConfigError, match="dtype: got 'auto', expected 'bfloat16', 'float32' or 'nf4'"):
         _ = run.name
     assert run.model_copy(update={"dtype": "float32"}).name == read(tmp_path, BODY).runs[0].name
 
