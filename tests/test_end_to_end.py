@@ -15,7 +15,7 @@ from holdfast.publishing import publish
 
 STUDY = Path(builtin.__file__).parent / "data" / "demo" / "study.yaml"
 SMALL = (
-    "steps=8", "context=96", "batch_size=2", "target.held_out=6", "measure.documents=2", "measure.points=3",
+    "steps=8", "context=64", "batch_size=2", "target.held_out=3", "measure.documents=2", "measure.points=2",
     "measure.first=2", "grid.adapter.r=[2,8,32]", "optimizer.learning_rate=2e-3",
 )  # fmt: skip
 

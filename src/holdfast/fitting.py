@@ -25,6 +25,8 @@ MAD_TO_SIGMA = 1.4826
 
 SEARCH_STEPS = 100
 REWEIGHTINGS = 300
+PATIENCE = 40
+"""Reweightings that may end on `SEARCH_STEPS`: what has not settled by then lies in a flat valley, and is said not to."""
 ROUNDING = 1e-12
 SEARCHED = 1e-9
 """Share of the loss that a step must still promise while the best of many starts is looked for."""
@@ -103,7 +105,7 @@ def separable_fit(
     tie = losses[best] * (1 + SAME_OPTIMUM) + ROUNDING * float(weights @ (y - y.mean()) ** 2)
     agreeing = float(np.mean(losses <= tie))
     exponents, _, settled = _search(columns, y, weights, ends[[best]], box, promise=POLISHED)
-    done = bool(settled[0])
+    done, stuck = bool(settled[0]), 0
 
     for _ in range(REWEIGHTINGS if math.isfinite(loss.limit) or loss.logarithmic else 0):
         residuals = _project(columns, y, weights, exponents).residuals[0]
@@ -114,7 +116,8 @@ def separable_fit(
         previous, weights = weights, _pulling(y, residuals, limit, logarithmic=loss.logarithmic)
         exponents, _, settled = _search(columns, y, weights, exponents, box, promise=POLISHED)
         done = bool(settled[0]) and bool(np.abs(weights / previous - 1).max() < SAME_OPTIMUM)
-        if done:
+        stuck += not settled[0]
+        if done or stuck == PATIENCE:
             break
 
     end = _project(columns, y, weights, exponents)
@@ -304,8 +307,8 @@ def _search(
         step = np.linalg.solve(curved, downhill[:, :, None])[:, :, 0]
         there = np.clip(here + step, lower, upper)
         trial = _project(columns, y, weights, there)
-        done = np.einsum("sm,sm->s", downhill, step) <= promise * loss
-        better = trial.loss < loss
+        promised, better = np.einsum("sm,sm->s", downhill, step), trial.loss < loss
+        done = promised <= np.where(better, promise, max(promise, ROUNDING)) * loss
         damping = np.maximum(damping * np.where(better, 0.2, 5.0), LEAST_DAMPING)
         here[better], loss[better] = there[better], trial.loss[better]
         gradient[better], normal[better] = trial.gradient[better], trial.normal[better]
