@@ -61,13 +61,14 @@ MODEL_HALF = {
     "meter": {"basecache", "corpora", "errors", "evidence", "kernels", "metrics", "models", "store"},
     "checkpoints": {"errors", "files", "models"},
     "losses": {"corpora", "kernels", "lora", "models"},
-    "updates": {"checkpoints", "config", "corpora", "lora", "losses", "models"},
+    "sharding": {"config", "errors", "interrupts", "methods", "mistakes", "models", "thawed"},
+    "updates": {"checkpoints", "config", "corpora", "lora", "losses", "models", "sharding"},
     "training": {"basecache", "checkpoints", "config", "corpora", "counts", "errors"}
-    | {"evidence", "folders", "meter", "methods", "models", "store", "updates"},
+    | {"evidence", "folders", "meter", "methods", "models", "sharding", "store", "updates"},
     "sweeps": {"adapters", "archive", "checkpoints", "config", "counts", "errors", "files"}
-    | {"interrupts", "kernels", "models", "store", "training", "updates"},
+    | {"interrupts", "kernels", "models", "sharding", "store", "training", "updates"},
     "trials": {"adapters", "archive", "basecache", "checkpoints", "config", "corpora", "costs", "counts", "errors"}
-    | {"files", "meter", "methods", "models", "store", "sweeps", "training", "updates"},
+    | {"files", "meter", "methods", "models", "sharding", "store", "sweeps", "training", "updates"},
     "settings": {"errors", "models"},
     "checks": {"errors", "folders", "forgetting", "mistakes", "models", "settings", "sources"},
     "items": {"builtin", "errors", "questions", "rows"},
@@ -136,8 +137,9 @@ ENTRY = {
     "terminal": {"display", "errors", "evidence", "forgetting", "planning", "publishing", "stats"},
     "sweep_screens": {"adapters", "config", "costs", "display", "errors", "files", "integrations.ray"}
     | {"integrations.trackers", "interrupts", "methods", "models", "progress", "pursuit"}
-    | {"status_screens", "store", "sweeps", "terminal", "training", "trials", "workers"},
-    "workers": {"config", "errors", "interrupts", "models", "store", "sweep_screens", "sweeps", "terminal"},
+    | {"sharding", "status_screens", "store", "sweeps", "terminal", "training", "trials", "workers"},
+    "workers": {"adapters", "config", "costs", "errors", "files", "interrupts", "models", "remote", "sharding"}
+    | {"store", "sweep_screens", "sweeps", "terminal", "trials", "updates"},
     "remote": {"config", "errors", "interrupts", "sharing", "sweep_screens", "sweeps", "trials"},
     "status_screens": {"display", "progress", "terminal"},
     "probe_screens": {"behaviour", "exchange", "proportions", "questions", "refusals", "stats", "terminal"},

@@ -158,7 +158,7 @@ def attach_adapter(base: Base, adapter: Adapter, *, seed: int) -> Tuned:
     try:
         _check_head_frozen(tuned, "adapter.target_modules")
         for name, parameter in tuned.named_parameters():
-            if parameter.requires_grad and parameter.dtype != torch.float32:
+            if parameter.requires_grad and torch.finfo(parameter.dtype).bits < 32:
                 got = str(parameter.dtype).removeprefix("torch.")
                 raise ModelError(f"got {name} to be trained in {got}, expected float32; set dtype: float32")
     except ModelError:

@@ -67,6 +67,9 @@ def sweep(
         typer.Option(min=1, help="Processes side by side: one a core, or a GPU. Default: 1; on a cluster, its room."),
     ] = None,
     pack: Annotated[int, typer.Option(min=1, help="LoRA runs that share each pass, to fill a GPU.")] = 1,
+    shard: Annotated[
+        int, typer.Option(min=1, help="Devices, a process each, that hold one base together, for one too large.")
+    ] = 1,
     executor: Annotated[
         Literal["processes", "ray"], typer.Option(help="Where workers are: on this machine, or on a Ray cluster.")
     ] = "processes",
@@ -103,11 +106,12 @@ def sweep(
     from holdfast.config import read_study
 
     read = read_study(study, overrides=overrides or [])
-    sweep_screens.check_place(executor, output_dir, alone=until_interval is not None or dry_run)
+    sweep_screens.check_place(executor, output_dir, alone=until_interval is not None or dry_run or shard > 1)
     goal = sweep_screens.goal(until_interval, budget_hours, max_forgetting, at_once=(workers or 1) * pack)
     options: dict[str, Any] = {"output_dir": output_dir, "device": device, "retry_failed": retry_failed}
+    sweep_screens.check_shard(read, shard=shard, device=device, workers=workers or 1, pack=pack)
     if dry_run:
-        foreseen = sweep_screens.foreseen(read, goal=goal, **options)
+        foreseen = sweep_screens.foreseen(read, goal=goal, shard=shard, **options)
         if as_json:
             print_json(foreseen)
         return
@@ -116,9 +120,9 @@ def sweep(
     if executor == "ray":
         table = sweep_screens.sweep_on_cluster(read, address=address, workers=workers, **options)
     elif goal is None:
-        table = sweep_screens.sweep_with_progress(read, workers=workers or 1, **options)
+        table = sweep_screens.sweep_with_progress(read, workers=workers or 1, shard=shard, **options)
     else:
-        table, ended = sweep_screens.sweep_until(read, goal=goal, workers=workers or 1, **options)
+        table, ended = sweep_screens.sweep_until(read, goal=goal, workers=workers or 1, shard=shard, **options)
     if as_json:
         rows = json.loads(table.to_json(orient="records", double_precision=15))
         print_json(rows if goal is None else {"pursuit": ended.to_dict(), "table": rows})

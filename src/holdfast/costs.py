@@ -1,6 +1,7 @@
 """What a run costs: tokens trained on, floating-point operations, and time at a speed that was measured."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,7 +100,8 @@ class SweepCost:
     """What making the `runs` of a study that are not made yet takes on this machine.
 
     `tokens` are trained on; `flop` are of training. `disk_bytes` is what the finished runs take, and what the largest
-    of them needs on the way; `memory_bytes` the most that was in use while trying (of the GPU, where it trains).
+    of them needs on the way; `memory_bytes` the most that was in use while trying (of the GPU, where it trains), and
+    `device_memory_bytes` the same of each process that holds the base with others, or of the one there is.
     """
 
     runs: int
@@ -107,6 +109,7 @@ class SweepCost:
     tokens: int
     flop: float
     memory_bytes: int
+    device_memory_bytes: Sequence[int]
     disk_bytes: int
     free_bytes: int
 

@@ -44,7 +44,7 @@ class Worker:
             check_shared(Path(self._work["root"]), mark)
             return {"host": platform.node(), "pid": os.getpid()}
 
-        return _answer(told)
+        return answer(told)
 
     def resolve(self, runs: str) -> str:
         """Runs with their precision chosen, in packs."""
@@ -55,7 +55,7 @@ class Worker:
             configs = resolved(_configs(runs), self._work["device"])
             return [[config.canonical() for config in packed] for packed in packs(configs, self._work["pack"])]
 
-        return _answer(found)
+        return answer(found)
 
     def estimate(self, runs: str) -> str:
         """What runs will take here."""
@@ -67,7 +67,7 @@ class Worker:
             cost = estimate_cost(study, out=work["root"], device=work["device"], retry_failed=work["retry"])
             return cost.to_dict()
 
-        return _answer(found)
+        return answer(found)
 
     def make(self, task: str) -> str:
         """Make runs; the names of those that another process owns."""
@@ -82,7 +82,7 @@ class Worker:
                 others = self._maker().make(list(numbers), says, tell, wait=given["wait"])
             return [config.name for config in others]
 
-        return _answer(made)
+        return answer(made)
 
     def stop(self) -> None:
         """Ask for a stop at the next update: what is under way keeps what it has."""
@@ -121,7 +121,7 @@ def content(said: str) -> Any:
     raise refusal
 
 
-def _answer(make: Callable[[], Any]) -> str:
+def answer(make: Callable[[], Any]) -> str:
     """What a worker answers, as JSON; a refusal of ours is one."""
     try:
         return json.dumps({"answer": make()})

@@ -114,22 +114,30 @@ class SweepProgress:
 
 def sweep_with_progress(
     study: Study | Path, *, output_dir: Path, device: str, retry_failed: bool = False, keep_adapters: bool = False,
-    workers: int = 1, pack: int = 1, report_to: Sequence[str] = (),
+    workers: int = 1, shard: int = 1, pack: int = 1, report_to: Sequence[str] = (),
 ) -> pd.DataFrame:  # fmt: skip
     """`sweeps.sweep`, after an estimate of what it takes, followed on stderr and stopped cleanly by a signal."""
     study = study if isinstance(study, Study) else read_study(study)
     _check_trackers(report_to, pack=pack)
-    cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed)
+    cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed, shard=shard)
     began = time.monotonic()
     options: dict[str, Any] = {
         "out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters,
         "pack": pack,
     }  # fmt: skip
-    table = _swept(study, options, workers=workers, report_to=report_to)
+    table = _swept(study, options, workers=workers, shard=shard, report_to=report_to)
     if cost.runs and workers == 1:
         took = time.monotonic() - began
         err().print(f"took {duration(took)}; {_times(took / cost.seconds)} the estimate of {duration(cost.seconds)}")
     return table
+
+
+def check_shard(study: Study, *, shard: int, device: str, workers: int, pack: int) -> None:
+    """Refuse a base divided between processes for a study, or beside options, that it does not go with."""
+    if shard > 1:
+        from holdfast import models, sharding
+
+        sharding.check(study, shard=shard, device=models.choose_device(device), workers=workers, pack=pack)
 
 
 def check_place(executor: str, output_dir: Path, *, alone: bool) -> None:
@@ -140,7 +148,7 @@ def check_place(executor: str, output_dir: Path, *, alone: bool) -> None:
         )
     if executor == "ray" and alone:
         raise ConfigError(
-            "got ray, expected processes: --dry-run and --until-interval are for one machine, at --executor"
+            "got ray, expected processes: --dry-run, --until-interval and --shard are for one machine, at --executor"
         )
 
 
@@ -183,15 +191,17 @@ def _check_trackers(report_to: Sequence[str], *, pack: int) -> None:
         trackers.check_installed(report_to)
 
 
-def _swept(study: Study, options: dict[str, Any], *, workers: int, report_to: Sequence[str]) -> pd.DataFrame:
+def _swept(
+    study: Study, options: dict[str, Any], *, workers: int, shard: int, report_to: Sequence[str]
+) -> pd.DataFrame:
     """The sweep, followed and stopped cleanly by a signal."""
     with _going_on_later(), stopping() as stop:
-        return _followed(study, options, stop, workers, report_to)
+        return _followed(study, options, stop, workers, shard, report_to)
 
 
 def sweep_until(
     study: Study, *, goal: Goal, output_dir: Path, device: str, retry_failed: bool, keep_adapters: bool, workers: int,
-    pack: int, report_to: Sequence[str],
+    shard: int, pack: int, report_to: Sequence[str],
 ) -> tuple[pd.DataFrame, Outlook]:  # fmt: skip
     """`pursuit.pursue`, each of its runs followed as a sweep is; the table of all its runs, and how it ended."""
     from holdfast import models, pursuit, store, sweeps
@@ -199,7 +209,7 @@ def sweep_until(
     pursuit.check(study, goal)
     _check_trackers(report_to, pack=pack)
     study = replace(study, runs=tuple(sweeps.resolved(study.runs, models.choose_device(device))))
-    cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed)
+    cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed, shard=shard)
     if cost.seconds > goal.budget_s:
         raise ConfigError(
             f"got runs of the study itself that take about {duration(cost.seconds)}, expected at most --budget-hours, "
@@ -211,7 +221,7 @@ def sweep_until(
     }  # fmt: skip
 
     def make(part: Study) -> None:
-        _swept(part, options, workers=min(workers, len(part.runs)), report_to=report_to)
+        _swept(part, options, workers=min(workers, len(part.runs)), shard=shard, report_to=report_to)
 
     ended = pursuit.pursue(study, out=output_dir, goal=goal, make=make, tell=partial(show_outlook, goal=goal))
     return store.tabulate(pursuit.runs_of(study, output_dir)), ended
@@ -231,14 +241,14 @@ def goal(interval: float | None, budget_hours: float | None, max_forgetting: flo
 
 
 def foreseen(
-    study: Study, *, goal: Goal | None, output_dir: Path, device: str, retry_failed: bool
+    study: Study, *, goal: Goal | None, output_dir: Path, device: str, retry_failed: bool, shard: int
 ) -> dict[str, Any]:  # fmt: skip
     """What a sweep will take, as JSON; under a goal also what comes after the study's own runs, once those are made."""
     from holdfast import models, pursuit, sweeps
 
     if goal is not None:
         pursuit.check(study, goal)
-    cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed)
+    cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed, shard=shard)
     if goal is None:
         return cost.to_dict()
     if cost.runs:
@@ -278,12 +288,14 @@ def following(report_to: Sequence[str], *, out: Path) -> Iterator[Callable[[swee
 
 
 def _followed(
-    study: Study, options: dict[str, Any], stop: Stop, workers: int, report_to: Sequence[str]
+    study: Study, options: dict[str, Any], stop: Stop, workers: int, shard: int, report_to: Sequence[str]
 ) -> pd.DataFrame:
     """The sweep, with what there is to see of it while it runs."""
     from holdfast import sweeps
     from holdfast.workers import sweep_in_processes
 
+    if shard > 1:  # the first of its processes shows what happens
+        return sweep_in_processes(study, shard=shard, report_to=report_to, stop=stop, **options)
     if workers == 1:
         with following(report_to, out=options["out"]) as tell:
             return sweeps.sweep(study, stop=stop, tell=tell, **options)
@@ -307,15 +319,17 @@ def _refreshed(live: Live, root: Path) -> None:
         live.update(standings(status(root)), refresh=True)
 
 
-def estimated(study: Study, *, output_dir: Path, device: str, retry_failed: bool) -> SweepCost:
+def estimated(study: Study, *, output_dir: Path, device: str, retry_failed: bool, shard: int = 1) -> SweepCost:
     """What a sweep will take, said on stderr; refused where the disk has not the room."""
     from holdfast import adapters, trials
+    from holdfast.workers import estimate_in_processes
 
     adapters.check_methods(study)  # before anything is made
     with files.refusing(output_dir):
         files.make_folder(output_dir)
         files.check_writable(output_dir)
-    cost = trials.estimate_cost(study, out=output_dir, device=device, retry_failed=retry_failed)
+    options: dict[str, Any] = {"out": output_dir, "device": device, "retry_failed": retry_failed}
+    cost = estimate_in_processes(study, shard=shard, **options) if shard > 1 else trials.estimate_cost(study, **options)
     _say_cost(cost, output_dir, err())
     return cost
 
@@ -324,13 +338,19 @@ def _say_cost(cost: SweepCost, output_dir: Path, console: Console) -> None:
     if cost.runs:
         console.print(
             f"{cost.runs} runs to make: about {duration(cost.seconds)}, {cost.tokens:,} training tokens, "
-            f"{cost.flop:.2g} FLOP, {_size(cost.memory_bytes)} of memory, {_size(cost.disk_bytes)} of disk "
+            f"{cost.flop:.2g} FLOP, {_memory(cost)}, {_size(cost.disk_bytes)} of disk "
             f"({_size(cost.free_bytes)} free)".replace("e+", "e"),
             soft_wrap=True,
         )  # fmt: skip
     else:
         console.print("nothing to make: every run of the study has ended")
     files.check_room(output_dir, cost.disk_bytes)
+
+
+def _memory(cost: SweepCost) -> str:
+    each = [_size(bytes_) for bytes_ in cost.device_memory_bytes]
+    where = f", in {len(each)} processes" if len(each) > 1 else ""
+    return f"{' + '.join(each)} of memory{where}"
 
 
 def _size(count: float) -> str:

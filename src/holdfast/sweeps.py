@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import math
@@ -26,6 +27,7 @@ from holdfast.errors import DataError, ModelError, StoreError
 from holdfast.interrupts import Stop
 from holdfast.kernels import fastest_dtype
 from holdfast.models import Tuned
+from holdfast.sharding import Shard
 from holdfast.store import Recorder, State, owning, read_run, standing, tabulate
 from holdfast.training import (
     Event,
@@ -38,6 +40,7 @@ from holdfast.training import (
     prepare,
     read_texts,
     together,
+    train,
 )
 from holdfast.updates import Diverged
 
@@ -102,11 +105,16 @@ def sweep(
     if not isinstance(study, Study):
         study = read_study(Path(study))
     adapters.check_methods(study)
-    configs = resolved(study.runs, models.choose_device(device))
     making = Making(
         root=Path(out), device=models.choose_device(device), retry=retry_failed, stop=stop or Stop(),
         keep_adapters=keep_adapters, checkpoint_every_s=checkpoint_every_s,
     )  # fmt: skip
+    return make_all(study, making, pack=pack, tell=tell)
+
+
+def make_all(study: Study, making: Making, *, pack: int = 1, tell: Callable[[Progress], None]) -> pd.DataFrame:
+    """Make the runs of a study that are not made yet, and wait for those that others make; see `sweep`."""
+    configs = resolved(study.runs, making.device)
     for config in configs:
         making.texts_of(config)  # what cannot be read is refused before anything is written
     archive.restore(making.root)
@@ -128,10 +136,12 @@ class Making:
     """The making of runs one after another. A class because the base and texts of one are kept for the next."""
 
     def __init__(
-        self, *, root: Path, device: str, retry: bool, keep_adapters: bool, stop: Stop, checkpoint_every_s: float
-    ) -> None:
+        self, *, root: Path, device: str, retry: bool, keep_adapters: bool, stop: Stop,
+        checkpoint_every_s: float = CHECKPOINT_EVERY_S, shard: Shard | None = None,
+    ) -> None:  # fmt: skip
         self.root, self.device, self.retry, self.stop, self.every_s = root, device, retry, stop, checkpoint_every_s
-        self.keep_adapters = keep_adapters
+        self.keep_adapters, self.shard = keep_adapters, shard
+        self._pause = partial(shard.check, stop) if shard else stop.check  # all processes of a base at one point
         self._texts: tuple[object, Texts] | None = None
         self._bench: tuple[object, Workbench] | None = None
 
@@ -162,6 +172,8 @@ class Making:
             if state == "in progress":
                 began = time.monotonic()
                 tell(say(state="in progress", reason=None, event=None))
+                if self.shard:
+                    self.shard.told(config.canonical())
                 bench = self._bench_of(config, texts)
                 hear = _Notes(recorder, lambda event: tell(say(state="in progress", reason=None, event=event)))
                 state, reason = yield from self._make(config, bench, texts, recorder, hear, began, alone=alone)
@@ -179,8 +191,32 @@ class Making:
         key = shared_part(config)
         if self._bench is None or self._bench[0] != key:
             self._bench = None  # let the old base go before the next is loaded
-            self._bench = key, prepare(config, texts, device=self.device)
+            self._bench = key, prepare(config, texts, device=self.device, shard=self.shard)
         return self._bench[1]
+
+    def follow(self) -> None:
+        """Where several processes hold a base: make every pass that the first makes of its runs, and write nothing."""
+        assert self.shard is not None  # noqa: S101  (who is alone follows nobody)
+        while (run := self.shard.told()) is not None:
+            config = RunConfig.model_validate_json(run)
+            bench = self._bench_of(config, self.texts_of(config))
+            with contextlib.suppress(Diverged, ModelError):  # as in the first process, which writes it down
+                tuned = adapters.attach_adapter(bench.base, config.adapter, seed=config.seed)
+                try:
+                    with self.stop.at_checks():
+                        ledger = self._following(config, *self.shard.told())
+                        train(tuned, config, bench, ledger=ledger)
+                finally:
+                    adapters.detach_adapter(tuned)
+
+    def _following(self, config: RunConfig, recorded: Sequence[tuple[int, str]], step: int | None) -> Ledger:
+        """The first process's ledger for one that writes nothing: what is on record, and where the run goes on from."""
+        folder = self.root / config.name / "checkpoint"
+        start = None if step is None else checkpoints.newest(folder, at_most=step)
+        if start is not None and start.step != step:
+            raise StoreError(f"got a checkpoint of step {start.step}, expected that of step {step}, at {folder}")
+        places = {(at, corpus) for at, corpus in recorded}
+        return Ledger(record=lambda _: None, recorded=places, start=start, pause=self._pause)
 
     def _make(
         self, config: RunConfig, bench: Workbench, texts: Texts, recorder: Recorder, tell: Callable[[Event], None],
@@ -199,6 +235,8 @@ class Making:
             recorder.begin(origin)
             with self.stop.at_checks():
                 ledger = self._ledger(config, bench, recorder, tuned)
+                if self.shard:
+                    self.shard.told([sorted(ledger.recorded), ledger.start.step if ledger.start else None])
                 end = yield from learning(tuned, config, bench, ledger=ledger, tell=tell)
                 name = adapters.result_of(tuned)
                 saved = adapters.save_adapter(tuned, recorder.folder / name, tokenizer=bench.tokenizer)
@@ -216,6 +254,8 @@ class Making:
             recorder.fail("diverged", str(error))
             return "diverged", str(error)
         except (ModelError, RuntimeError, MemoryError) as error:  # torch's refusals, out of memory too
+            if self.shard and not isinstance(error, ModelError):
+                raise  # the others may not have had it
             recorder.fail("failed", f"{type(error).__name__}: {error}")
             return "failed", str(error)
         finally:
@@ -241,7 +281,7 @@ class Making:
             keep=partial(checkpoints.save_snapshot, folder=recorder.checkpoints),
             due=_Clock(self.every_s),
             measured=measured,
-            pause=self.stop.check,
+            pause=self._pause,
         )
 
 
@@ -354,5 +394,6 @@ def provenance(bench: Workbench, texts: Texts) -> dict[str, Any]:
         if device.type == "cuda"
         else f"{device.type}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
+        **({"shard": bench.shard.of} if bench.shard else {}),
         "fingerprints": texts.fingerprints | {"weights": bench.weights_fingerprint},
     }

@@ -30,6 +30,7 @@ from holdfast.evidence import CorpusReport
 from holdfast.meter import ObservedBase, measure_on, observe_base
 from holdfast.methods import Peft, trains_head
 from holdfast.models import Base, Tokenizer, Tuned
+from holdfast.sharding import Shard
 from holdfast.store import QUANTITIES, Measurement, Role
 from holdfast.updates import Diverged, Update, Updated, make_optimizer, update
 
@@ -79,6 +80,8 @@ class Workbench:
     base_params: int
     """By which every token is multiplied."""
     tokenizer: Tokenizer
+    shard: Shard | None = None
+    """Of the base, where several processes hold it together."""
 
 
 def read_texts(config: RunConfig) -> Texts:
@@ -99,10 +102,11 @@ def read_texts(config: RunConfig) -> Texts:
     return Texts(training=training, measured=tuple(measured))
 
 
-def prepare(config: RunConfig, texts: Texts, *, device: str) -> Workbench:
+def prepare(config: RunConfig, texts: Texts, *, device: str, shard: Shard | None = None) -> Workbench:
     """Load the base, tokenise the texts, and observe the base on the measured ones.
 
-    As the run will need it: by cached vectors where its output head stays the base's, else by hidden states.
+    As the run will need it: by cached vectors where its output head stays the base's, else by hidden states. Where
+    several processes are to hold it, each reads the base in its turn, checks it, and keeps its part on its device.
 
     Raises:
         ModelError: the base cannot be loaded, or is quantised.
@@ -113,7 +117,11 @@ def prepare(config: RunConfig, texts: Texts, *, device: str) -> Workbench:
         raise ModelError(f"got a base quantised by {how}, expected one that is not: no study trains on it, at model")
     tokenizer = models.load_tokenizer(config.model)
     training = tuple(tokenise(document, tokenizer) for document in texts.training.documents)
-    base = models.load_base(config.model, dtype=config.dtype, device=device)
+    with shard.turn() if shard else contextlib.nullcontext():
+        base = models.load_base(config.model, dtype=config.dtype, device="cpu" if shard else device)
+        fingerprint, base_params = models.weights_fingerprint(base), multiplying_params(base)
+        if shard:
+            shard.divide(base)
     observed = tuple(
         (
             role,
@@ -127,9 +135,10 @@ def prepare(config: RunConfig, texts: Texts, *, device: str) -> Workbench:
         base=base,
         training=training,
         observed=observed,
-        weights_fingerprint=models.weights_fingerprint(base),
-        base_params=multiplying_params(base),
+        weights_fingerprint=fingerprint,
+        base_params=base_params,
         tokenizer=tokenizer,
+        shard=shard,
     )
 
 
@@ -232,8 +241,9 @@ def learning(
             if step < config.steps:
                 blocks = list(islice(batches, accumulated))
                 made, seconds = yield Update(
-                    tuned=tuned, optimizer=optimizer, blocks=blocks, config=config, step=step, rows=rows
-                )
+                    tuned=tuned, optimizer=optimizer, blocks=blocks, config=config, step=step, rows=rows,
+                    shard=bench.shard,
+                )  # fmt: skip
         except Interrupted:
             if ledger:
                 ledger.keep(now)

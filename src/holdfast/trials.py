@@ -21,6 +21,7 @@ from holdfast.counts import Counts, count
 from holdfast.errors import StoreError
 from holdfast.meter import batch_plan, measure_on, observe
 from holdfast.methods import Adapter, columns
+from holdfast.sharding import Shard, told
 from holdfast.store import read_run
 from holdfast.sweeps import resolved, shared_part
 from holdfast.training import Texts, Workbench, observed_as, prepare, read_texts
@@ -42,11 +43,13 @@ class _Speed:
     measured_s: float
 
 
-def estimate_cost(study: Study, *, out: str | Path, device: str = "auto", retry_failed: bool = False) -> SweepCost:
+def estimate_cost(
+    study: Study, *, out: str | Path, device: str = "auto", retry_failed: bool = False, shard: Shard | None = None
+) -> SweepCost:
     """What is left to make of a study will take, by trying the smallest and the largest of each kind of run.
 
-    Time and memory of ranks in between lie on a line between the two. Nothing is written
-    but the folders of archived runs.
+    Time and memory of ranks in between lie on a line between the two. Nothing is written but the folders of archived
+    runs. Where several processes are to hold the base, all of them try it, each as its `shard`.
 
     Raises:
         ConfigError: PEFT knows no such method or field.
@@ -55,10 +58,16 @@ def estimate_cost(study: Study, *, out: str | Path, device: str = "auto", retry_
     """
     adapters.check_methods(study)
     place = models.choose_device(device)
-    archive.restore(Path(out))
-    left = {config: _left(config, Path(out), retry=retry_failed) for config in resolved(study.runs, place)}
+    configs = resolved(study.runs, place)
+
+    def lacking() -> list[float]:
+        archive.restore(Path(out))
+        return [_left(config, Path(out), retry=retry_failed) for config in configs]
+
+    left = dict(zip(configs, told(shard, lacking), strict=True))
     to_make = [config for config, share in left.items() if share]
-    groups = [_Trial(members, place) for members in _grouped(to_make, shared_part).values()]
+    groups = [_Trial(members, place, shard) for members in _grouped(to_make, shared_part).values()]
+    memory = [max(each) for each in zip(*(trial.memory_bytes for trial in groups), strict=True)] or [0]
     seconds = sum(trial.prepare_s for trial in groups)
     seconds += sum(left[config] * trial.run_s(config) for trial in groups for config in trial.members)
     sizes = {config: trial.sizes[config.adapter] for trial in groups for config in trial.members}
@@ -68,7 +77,8 @@ def estimate_cost(study: Study, *, out: str | Path, device: str = "auto", retry_
         seconds=seconds,
         tokens=sum(tokens.values()),
         flop=sum(many * sizes[config].counts.flop_per_token for config, many in tokens.items()),
-        memory_bytes=max((trial.memory_bytes for trial in groups), default=0),
+        memory_bytes=max(memory),
+        device_memory_bytes=memory,
         disk_bytes=sum(size.result_bytes for size in sizes.values())
         + files.passing_bytes(Path(out).absolute(), max((size.result_bytes for size in sizes.values()), default=0))
         + max((checkpoints.most_bytes(size.counts.trained, size.result_bytes) for size in sizes.values()), default=0),
@@ -87,12 +97,12 @@ class _Size:
 class _Trial:
     """Runs that share a base and texts, tried. A class because trying the next adapter needs the base of the last."""
 
-    def __init__(self, members: list[RunConfig], device: str) -> None:
+    def __init__(self, members: list[RunConfig], device: str, shard: Shard | None = None) -> None:
         self.members, config = members, members[0]
         texts = read_texts(config)
         few = tuple((role, corpus.sample(TRIED_DOCUMENTS)) for role, corpus in texts.measured)
         began = time.monotonic()
-        self._bench = prepare(config, Texts(training=texts.training, measured=few), device=device)
+        self._bench = prepare(config, Texts(training=texts.training, measured=few), device=device, shard=shard)
         prepared_s = time.monotonic() - began
         tried = sum(observed.tokens for _, observed in self._bench.observed)
         tokenizer = models.load_tokenizer(config.model)
@@ -106,7 +116,8 @@ class _Trial:
         head = models.output_head(self._bench.base)
         each = {"vectors": 4 * head.shape[1] + 32, "states": head.element_size() * head.shape[1]}[observed_as(config)]
         kept = (self._measured_tokens - tried) * each
-        self.memory_bytes = _peak_bytes(self._bench) + kept
+        peak = _peak_bytes(self._bench) + kept
+        self.memory_bytes = [round(each) for each in shard.each(peak)] if shard else [peak]
 
     def run_s(self, config: RunConfig) -> float:
         """Seconds of one whole run."""
@@ -144,11 +155,12 @@ class _Trial:
             )
             rows = config.batch_size
             took: list[float] = []
-            while len(took) < 3 or sum(took[1:]) < TRIED_S:
+            while told(self._bench.shard, lambda: len(took) < 3 or sum(took[1:]) < TRIED_S):
                 began = time.monotonic()
                 asked = Update(
-                    tuned=tuned, optimizer=optimizer, blocks=[next(batches)], config=config, step=0, rows=rows
-                )
+                    tuned=tuned, optimizer=optimizer, blocks=[next(batches)], config=config, step=0, rows=rows,
+                    shard=self._bench.shard,
+                )  # fmt: skip
                 (made,) = update([asked])
                 if isinstance(made, Updated):
                     rows = made.rows

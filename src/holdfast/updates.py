@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -16,6 +17,7 @@ from holdfast.corpora import Block
 from holdfast.lora import can_share_a_pass
 from holdfast.losses import batch_losses
 from holdfast.models import Tuned
+from holdfast.sharding import Shard
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,10 @@ class Diverged(Exception):  # noqa: N818  (a state of a run, not a mistake)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Update:
-    """An update step that a run asks for: number `step` (from 0), on `blocks`, `rows` of a block at once."""
+    """An update step that a run asks for: number `step` (from 0), on `blocks`, `rows` of a block at once.
+
+    Of a run that several processes make, each asks for it, of its own `shard`, and passes its own share of the rows.
+    """
 
     tuned: Tuned
     optimizer: torch.optim.Optimizer
@@ -34,6 +39,7 @@ class Update:
     config: RunConfig
     step: int
     rows: int
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +75,8 @@ def update(asked: Sequence[Update]) -> list[Updated | Diverged]:
     the same numbers but for rounding. Each has its own loss, clipping, learning rate and optimiser.
 
     Gradients are summed over micro-batches and divided once by a step's scored tokens, so how a batch is cut into
-    micro-batches does not change what is learned: where memory runs out with `rows` at once, half as many are tried.
+    micro-batches does not change what is learned: where memory runs out with `rows` at once, half as many are tried,
+    but not where other processes make the same passes.
 
     A run whose loss or gradient is NaN or infinite has `Diverged`, and none of its parameters was moved.
 
@@ -88,7 +95,7 @@ def update(asked: Sequence[Update]) -> list[Updated | Diverged]:
         except (RuntimeError, MemoryError) as error:
             for one in asked:
                 one.optimizer.zero_grad(set_to_none=True)
-            if rows == 1 or not out_of_memory(error):
+            if rows == 1 or asked[0].shard or not out_of_memory(error):
                 raise
         log.warning("step %d: out of memory with %d rows at once, %d are tried", asked[0].step + 1, rows, -(-rows // 2))
         rows = -(-rows // 2)
@@ -102,13 +109,24 @@ def _scored(one: Update) -> int:
 
 def _backward(asked: Sequence[Update], rows: int) -> list[float]:
     """Make the gradient of each run's mean loss; gives its summed loss."""
-    tuned, totals = [one.tuned for one in asked], [0.0] * len(asked)
+    tuned, totals, shard = [one.tuned for one in asked], [0.0] * len(asked), asked[0].shard
     for blocks in zip(*(one.blocks for one in asked), strict=True):
-        for parts in zip(*(_parts(block, rows) for block in blocks), strict=True):
-            losses = batch_losses(tuned, parts)
-            _sum([loss / _scored(one) for loss, one in zip(losses, asked, strict=True)]).backward()
+        ours = [_share(block, shard) for block in blocks]
+        for parts in zip(*(_parts(block, rows) for block in ours), strict=True):
+            with shard.own_noise() if shard else nullcontext():
+                losses = batch_losses(tuned, parts)
+                _sum([loss / _scored(one) for loss, one in zip(losses, asked, strict=True)]).backward()
             totals = [total + loss.item() for total, loss in zip(totals, losses, strict=True)]
-    return totals
+    return totals if shard is None else _over_all(shard, tuned, totals)
+
+
+def _over_all(shard: Shard, tuned: Sequence[Tuned], totals: Sequence[float]) -> list[float]:
+    """Summed losses over all processes, and every gradient put in place of this one's part of it."""
+    gradients = [parameter.grad for one in tuned for parameter in one.parameters() if parameter.grad is not None]
+    shard.sum(gradients)
+    summed = torch.tensor(totals, dtype=torch.float64)
+    shard.sum([summed])
+    return summed.tolist()
 
 
 def _sum(losses: Sequence[Tensor]) -> Tensor:
@@ -127,6 +145,13 @@ def _step(one: Update, total: float, rows: int) -> Updated | Diverged:
     one.optimizer.step()
     one.optimizer.zero_grad(set_to_none=True)
     return Updated(loss=loss, rows=rows)
+
+
+def _share(block: Block, shard: Shard | None) -> Block:
+    """The rows of a block that this process passes."""
+    if shard is None:
+        return block
+    return list(_parts(block, len(block.ids) // shard.of))[shard.number]
 
 
 def _parts(block: Block, rows: int) -> Iterator[Block]:
