@@ -26,7 +26,7 @@ MAD_TO_SIGMA = 1.4826
 SEARCH_STEPS = 100
 REWEIGHTINGS = 300
 PATIENCE = 40
-"""Reweightings that may end on `SEARCH_STEPS`: what has not settled by then lies in a flat valley, and is said not to."""
+"""Reweightings that may end on `SEARCH_STEPS`: what has not settled then lies in a flat valley, and is said not to."""
 ROUNDING = 1e-12
 SEARCHED = 1e-9
 """Share of the loss that a step must still promise while the best of many starts is looked for."""

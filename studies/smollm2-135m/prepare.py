@@ -3,8 +3,8 @@
     python studies/smollm2-135m/prepare.py SOURCES DATA
 
 SOURCES holds wikitext/wiki.test.raw (WikiText-2's test articles, those of WikiText-103 and of the paper; CC BY-SA 3.0),
-wiki100/wiki100.jsonl (101 Wikipedia articles; CC BY-SA 4.0), news/press_2024-07_2025-12.jsonl (press releases of members
-of the United States Congress, later than the model's training data; public domain),
+wiki100/wiki100.jsonl (101 Wikipedia articles; CC BY-SA 4.0), news/press_2024-07_2025-12.jsonl (press releases of
+members of the United States Congress, later than the model's training data; public domain),
 openorca/openorca_gpt4.jsonl (284 rows of OpenOrca with GPT-4's answers; MIT) and flan_cot/flan_cot_8320.jsonl (FLAN's
 questions with rationales; Apache-2.0). Maths is GSM8K, which comes with Holdfast.
 """
@@ -28,11 +28,13 @@ def opening(text: str, words: int = WORDS) -> str:
 
 
 def write(path: Path, texts: list[str]) -> None:
+    """A JSONL file of plain texts."""
     path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
     print(f"{path}: {len(texts)} documents")
 
 
 def main(sources: Path, data: Path) -> None:
+    """Write every text of the study."""
     (data / "instructions").mkdir(parents=True, exist_ok=True)
     articles = read_corpus(str(sources / "wikitext" / "wiki.test.raw")).documents
     write(data / "wikitext.jsonl", [opening(article.content["text"]) for article in articles])
