@@ -25,7 +25,7 @@ from holdfast.display import visible
 from holdfast.stats import rounded
 
 FIGURES_BYTES = 1_300_000
-"""Of all figures together, definitions and still drawings: as many of the latter as that leaves room for."""
+"""Of all figures together, definitions and still drawings: the first, then as many more as that leaves room for."""
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -97,7 +97,7 @@ def figure_entries(charts: Mapping[str, figures.Chart], captions: Mapping[str, s
     room, drawn = FIGURES_BYTES - sum(map(len, defined.values())), dict[str, str]()
     for name, chart in charts.items():
         svg = figures.still(chart)
-        if len(svg) <= room:
+        if len(svg) <= room or not drawn:
             room, drawn[name] = room - len(svg), svg
     return [
         {
