@@ -37,8 +37,8 @@ class Sweep:
         benches: dict[object, training.Workbench] = {}
         prepare, save = sweeps.prepare, checkpoints.save_snapshot
 
-        def prepared(config: object, texts: training.Texts, *, device: str) -> training.Workbench:
-            return benches.setdefault("the one", prepare(config, texts, device=device))  # type: ignore[arg-type]
+        def prepared(*given: object, **named: object) -> training.Workbench:
+            return benches.setdefault("the one", prepare(*given, **named))  # type: ignore[arg-type]
 
         def saved(snapshot: checkpoints.Snapshot, folder: Path) -> None:
             save(snapshot, folder)

@@ -73,7 +73,7 @@ def test_the_page_and_an_adapter_measured_again(swept: tuple[Path, pd.DataFrame]
     assert published.page.read_text().count("<h2") >= 4
     last = table[(table["step"] == 8) & (table["role"] == "retain") & (table["r"] == 8)].iloc[0]
     report = holdfast.measure(
-        tuned=str(out / last["run"]), texts=["builtin:wikipedia"], context=96, documents=2, dtype=last["dtype"]
+        tuned=str(out / last["run"]), texts=["builtin:wikipedia"], context=64, documents=2, dtype=last["dtype"]
     )
     assert report.base == "builtin:smollm2"  # named by the adapter
     assert report.findings == ()
