@@ -12,8 +12,8 @@ BIN := .venv/bin
 demo: .venv/installed  ## fine-tune a small model, measure what it forgets, fit, plan and report: about ten minutes
 	$(BIN)/holdfast demo
 
-test: .venv/installed  ## the whole suite, a file at a time on every core
-	$(BIN)/python -m pytest -n auto --dist loadfile
+test: .venv/installed  ## the whole suite, a file at a time on every core, in the order of names: the last are short
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-crash: .venv/installed  ## the suite's crash tests with 50 real kills instead of 10; rewrites docs/reliability.md
 	HOLDFAST_KILLS=50 $(BIN)/python scripts/reliability.py
