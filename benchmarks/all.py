@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -177,8 +176,9 @@ def page_of_fifty_runs() -> str:
 
 def replaced(page: str, name: str, content: str) -> str:
     """The page with what stands between a table's marks replaced."""
-    marks = f"<!-- {name} -->\n", f"\n<!-- end {name} -->"
-    return re.sub(f"{marks[0]}.*?{marks[1]}", lambda _: marks[0] + content + marks[1], page, flags=re.S)
+    begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    before, rest = page.split(begin)
+    return f"{before}{begin}{content}\n{end}{rest.split(end)[1]}"
 
 
 def main() -> None:
