@@ -217,6 +217,37 @@ def test_a_hostile_study_draws_its_answers_and_is_silent_and_accessible(tmp_path
             assert heard == []
 
 
+def shown(opened, figure):
+    """How many marks of a figure are not faded."""
+    marks = opened.locator(f"[data-figure={figure}] .mark-symbol.role-mark path")
+    return sum(
+        value in (None, "1") for value in marks.evaluate_all("all => all.map(one => one.getAttribute('opacity'))")
+    )
+
+
+def test_a_share_picked_in_a_legend_and_a_rank_picked_on_the_page_are_alone_among_answers(tmp_path):
+    """Three runs, of which one has rank 64, each probed at three steps, with two shares of each."""
+    table = study(np.random.default_rng(0), ranks=(8, 64), seeds=(0, 1))
+    file = tmp_path / "report.html"
+    file.write_text(page(after(runs=list(dict.fromkeys(table["run"]))[:3])), encoding="utf-8")
+    drawn = ("answers-0", "answers-against-forgetting-0")
+    with chromium() as browser:
+        opened, heard = watched(browser, file)
+        opened.wait_for_selector("html[data-drawn]", state="attached")
+        assert [shown(opened, figure) for figure in drawn] == [18, 18]
+        opened.locator(".isolate button[data-value='64']").click()
+        opened.wait_for_timeout(200)
+        assert [shown(opened, figure) for figure in drawn] == [6, 6]
+        assert shown(opened, "loss-against-forgetting") == (table["r"] == 64).sum() // 2 - 2  # but for step 0
+        opened.locator(f"[data-figure={drawn[0]}] .role-legend-symbol path").first.click(force=True)
+        opened.wait_for_timeout(200)
+        assert [shown(opened, figure) for figure in drawn] == [3, 6]
+        opened.locator(".isolate button[data-value='']").click()
+        opened.wait_for_timeout(200)
+        assert [shown(opened, figure) for figure in drawn] == [9, 18]
+        assert heard == []
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_sweep_is_made_probed_measured_and_reported_and_the_page_needs_no_torch(
     tiny: Path, texts: tuple[Path, Path], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch

@@ -92,7 +92,7 @@ def test_the_line_and_its_band_are_the_fits_prediction(points, fitted):
 def test_there_is_a_curve_for_each_rank_over_the_fitted_steps(points, fitted):
     curve = values(figures.specification(forgotten(points, fitted)), "line")
     fit = fitted.joint["kl_base_tuned"]
-    assert {row["r"] for row in curve} == set(RANKS)
+    assert {row["series"] for row in curve} == set(map(str, RANKS))
     assert (min(row["steps"] for row in curve), max(row["steps"] for row in curve)) == fit.domain["steps"]
     for row in curve[::17]:
         prediction = fit.predict(trainable_params=row["trainable_params"], steps=row["steps"])

@@ -130,9 +130,12 @@ FIGURES = ("loss-against-forgetting", "loss-against-forgetting-1", "trajectories
 
 
 def test_a_rank_picked_in_a_legend_or_by_key_is_alone_in_every_figure(browser, file):
+    """Two methods of two ranks are four series; a panel is of one method."""
     page, heard = watched(browser, file)
     drawn(page)
-    assert {len(shown(page, figure)) for figure in FIGURES} == {2}
+    every = {figure: len(shown(page, figure)) for figure in FIGURES}
+    assert every == dict.fromkeys(FIGURES, 4) | {"loss-against-forgetting-1": 2}
+    assert page.locator(".isolate button").all_inner_texts() == ["all", "8", "64", "dora 8", "dora 64"]
     page.locator("[data-figure=loss-against-forgetting] .role-legend-symbol path").first.click(force=True)
     page.wait_for_selector(".isolate button[data-value='8'][aria-pressed=true]")
     page.wait_for_timeout(200)
@@ -146,7 +149,11 @@ def test_a_rank_picked_in_a_legend_or_by_key_is_alone_in_every_figure(browser, f
     assert page.locator(".isolate button[aria-pressed=true]").inner_text() == "64"
     page.keyboard.press("Space")  # picked again, all come back
     page.wait_for_timeout(200)
-    assert {len(shown(page, figure)) for figure in FIGURES} == {2}
+    assert {figure: len(shown(page, figure)) for figure in FIGURES} == every
+    page.locator(".isolate button[data-value='dora 64']").click()
+    page.wait_for_timeout(200)
+    assert {len(shown(page, figure)) for figure in FIGURES if not figure.endswith("1")} == {1}
+    assert shown(page, "loss-against-forgetting-1") == set()
     assert heard == []
 
 

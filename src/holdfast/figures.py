@@ -83,7 +83,8 @@ def loss_against_forgetting(points: pd.DataFrame, laws: Laws | None, quantity: s
 
     Nats per token on both axes: learning runs to the left, forgetting upwards. The finding to look for is that all
     ranks share one line. The band is the line's 90 % interval, clustered by run, over the fitted range only. `points`
-    are those of `laws.points`; where a column `in_fit` says False, the mark is hollow. Clicking a rank isolates it.
+    are those of `laws.points`; where a column `in_fit` says False, the mark is hollow. Colours and shapes tell
+    ranks apart, or what a column `series` holds; clicking one in the legend isolates it.
 
     Source: Kalajdzievski 2024, arXiv 2401.05605, figure 2.
 
@@ -122,9 +123,12 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
     if fit is None:
         return styled([marks], title=title)
     steps = np.linspace(*fit.domain["steps"], CURVE_POINTS)
+    points = _with_series(points)
     curves = [
-        _curve(fit, {"trainable_params": np.full_like(steps, params), "steps": steps}, quantity=quantity).assign(r=r)
-        for r, params in sorted(set(zip(points["r"], points["trainable_params"], strict=True)))
+        _curve(fit, {"trainable_params": np.full_like(steps, params), "steps": steps}, quantity=quantity).assign(
+            series=name
+        )
+        for name, params in sorted(set(zip(points["series"], points["trainable_params"], strict=True)))
     ]
     curve = pd.concat(curves)
     # A wide interval would flatten the marks, so a band is cut where the measurements end, with some room.
@@ -132,14 +136,12 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
     room = 0.2 * (highest - lowest)
     curve[["low", "high"]] = curve[["low", "high"]].clip(lowest - room, highest + room)
     fitted = inline(curve.to_dict("records"))
-    colour = _rank_colours(points["r"])
-    x, y, r = alt.X("steps:Q"), alt.Y(f"{quantity}:Q"), alt.Stroke("r:N", title="Rank", scale=colour)
+    x, y, (stroke, fill, _) = alt.X("steps:Q"), alt.Y(f"{quantity}:Q"), by_series(points["series"])
     band = fitted.mark_area().encode(
-        x, alt.Y("low:Q"), alt.Y2("high"), alt.Fill("r:N", title="Rank", scale=colour),
-        alt.Detail("trainable_params:N"), opacity=isolated(0.14, 0),
-    )  # fmt: skip
+        x, alt.Y("low:Q"), alt.Y2("high"), fill, alt.Detail("trainable_params:N"), opacity=isolated(0.14, 0)
+    )
     lines = fitted.mark_line(strokeWidth=1.6).encode(
-        x, y, r, alt.Detail("trainable_params:N"), opacity=isolated(1, 0.15)
+        x, y, stroke, alt.Detail("trainable_params:N"), opacity=isolated(1, 0.15)
     )
     return styled([*_if_known(band, curve), lines, marks], title=title)
 
@@ -212,12 +214,12 @@ def vega_lite_version() -> str:
 
 
 _SPREAD = alt.Scale(zero=False, nice=TICKS)
-_ISOLATE = alt.selection_point(name="rank", fields=["r"], bind="legend")
-"""A rank clicked in a legend; the page sets it too, for all figures at once."""
+_ISOLATE = alt.selection_point(name="series", fields=["series"], bind="legend")
+"""A rank or method clicked in a legend; the page sets it too, for all figures at once."""
 
 
 def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
-    """The measurements, and the legend that isolates a rank."""
+    """The measurements, and the legend that isolates a rank or method."""
     needed = (
         "run",
         "r",
@@ -233,7 +235,8 @@ def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
         raise DataError(
             f"got {len(points)} points lacking columns {missing}, expected those of laws.points, at a figure"
         )
-    colour, shape = _rank_colours(points["r"]), _rank_shapes(points["r"])
+    points = _with_series(points)
+    stroke, fill, shape = by_series(points["series"])
     measured = list(dict.fromkeys(["target_nll", quantity]))
     values = [_measurement(row, measured) for row in points.sort_values(["r", "run", "steps"]).to_dict("records")]
     return isolating(
@@ -242,14 +245,14 @@ def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
         .encode(
             x,
             alt.Y(f"{quantity}:Q", title=_axis(quantity), scale=_SPREAD),
-            alt.Stroke("r:N", title="Rank", scale=colour),
-            alt.Fill("r:N", title="Rank", scale=colour),
-            alt.Shape("r:N", title="Rank", scale=shape),
+            stroke,
+            fill,
+            shape,
             fillOpacity=alt.condition("datum.in_fit", alt.value(0.85), alt.value(0)),
             opacity=isolated(1, 0.1),
             tooltip=[
                 alt.Tooltip("run:N", title="Run"),
-                alt.Tooltip("r:N", title="Rank"),
+                alt.Tooltip("series:N", title=series_title(points["series"])),
                 alt.Tooltip("steps:Q", title="Step"),
                 *(alt.Tooltip(f"{name}_text:N", title=LABELS[name]) for name in measured),
             ],
@@ -258,14 +261,51 @@ def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
 
 
 def isolated(shown: float, faded: float) -> Any:
-    """The opacity of what belongs to the rank that was picked, and of all else; all is shown while none is."""
+    """The opacity of what belongs to what was picked, and of all else; all is shown while nothing is."""
     return alt.condition(_ISOLATE, alt.value(shown), alt.value(faded))
 
 
 def isolating(marks: alt.Chart) -> alt.Chart:
-    """Marks whose legend picks a rank; a figure has them once."""
+    """Marks whose legend picks a rank or method; a figure has them once."""
     picking: alt.Chart = marks.add_params(_ISOLATE)
     return picking
+
+
+def by_series(names: pd.Series) -> tuple[alt.Stroke, alt.Fill, alt.Shape]:
+    """What tells the values of a field `series` apart, twice by colour and once without.
+
+    Each category of `names` has its own, whether it occurs or not, so that figures of one study agree.
+    """
+    order, title, legend = list(names.cat.categories), series_title(names), alt.Legend(values=seen(names))
+    return (
+        alt.Stroke("series:N", title=title, scale=colours(order), legend=legend),
+        alt.Fill("series:N", title=title, scale=colours(order), legend=legend),
+        alt.Shape("series:N", title=title, scale=shapes(order), legend=legend),
+    )
+
+
+def categories(names: Iterable[str]) -> pd.CategoricalDtype:
+    """Ranks by size, then methods by name, their numbers by size."""
+    numbers = {name: re.sub(r"\d+", lambda found: found[0].zfill(9), name) for name in set(names)}
+    return pd.CategoricalDtype(sorted(numbers, key=lambda name: (not name.isdecimal(), numbers[name])), ordered=True)
+
+
+def seen(names: pd.Series) -> list[str]:
+    """The categories that occur, in their order."""
+    return list(names.cat.remove_unused_categories().cat.categories)
+
+
+def series_title(names: pd.Series) -> str:
+    """What the names are."""
+    return "Rank" if all(name.isdecimal() for name in seen(names)) else "Rank or method"
+
+
+def _with_series(points: pd.DataFrame) -> pd.DataFrame:
+    """With a column `series` of the ranks, where there is none."""
+    if "series" in points:
+        return points
+    ranks = points["r"].astype(int).astype(str)
+    return points.assign(series=ranks.astype(categories(ranks)))
 
 
 def _measurement(row: Mapping[Any, Any], quantities: Iterable[str]) -> dict[str, Any]:
@@ -273,7 +313,7 @@ def _measurement(row: Mapping[Any, Any], quantities: Iterable[str]) -> dict[str,
 
     With the number of documents, in a column `<quantity>_documents`, that is a 95 % interval too.
     """
-    held = {"run": row["run"], "r": row["r"], "steps": row["steps"], "in_fit": row.get("in_fit", True)}
+    held = {"run": row["run"], "series": row["series"], "steps": row["steps"], "in_fit": row.get("in_fit", True)}
     for name in quantities:
         value, error = row[name], row[f"{name}_stderr"]
         estimate = Estimate(value=value, stderr=error, n=int(row.get(f"{name}_documents", 0)))
@@ -306,22 +346,14 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _rank_colours(ranks: Iterable[int]) -> alt.Scale:
-    return colours(sorted(set(map(int, ranks))))
-
-
-def _rank_shapes(ranks: Iterable[int]) -> alt.Scale:
-    return shapes(sorted(set(map(int, ranks))))
-
-
-def colours(domain: Sequence[int] | Sequence[str]) -> alt.Scale:
+def colours(domain: Sequence[str]) -> alt.Scale:
     """These spread evenly over the colours, so that two differ as much as they can."""
     last = max(len(domain) - 1, 1)
     names = [f"rank-{round(i * (RANK_COLOURS - 1) / last)}" for i in range(len(domain))]
     return alt.Scale(domain=list(domain), range=[LIGHT[name] for name in names])
 
 
-def shapes(domain: Sequence[int] | Sequence[str]) -> alt.Scale:
+def shapes(domain: Sequence[str]) -> alt.Scale:
     """A shape for each, which says again without colour what the colour says."""
     return alt.Scale(domain=list(domain), range=[SHAPES[i % len(SHAPES)] for i in range(len(domain))])
 

@@ -23,7 +23,7 @@ from holdfast.run_grids import runs_grid, unfinished_grid
 from holdfast.slopes import slope_equality
 from holdfast.stats import rounded
 from holdfast.store import Run, tabulate
-from holdfast.study_figures import captions, panels_by_target
+from holdfast.study_figures import captions, panels_by_target, with_series
 
 
 def publish_each(
@@ -81,7 +81,7 @@ def overview(
             "groups": groups_grid(groups) if groups else None,
             "pages": [(name, visible(name), why) for name, why in pages.items()],
             "numbers": {name: number for number, name in enumerate(drawn, 1)},
-            "ranks": sorted({int(r) for r in table.loc[table["state"] == "done", "r"].fillna(0)}) if drawn else [],
+            "series": list(with_series(table)["series"].cat.categories) if drawn else [],
             "runs": runs_grid(table),
             "unfinished": unfinished_grid(table),
             "rows": rows_file(table.sort_values(["run", "step", "role", "corpus"])),

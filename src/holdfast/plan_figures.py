@@ -11,7 +11,23 @@ from holdfast.choices import Choice
 from holdfast.costs import Cost
 from holdfast.display import visible
 from holdfast.errors import DataError
-from holdfast.figures import CAUTION, LABELS, LEVEL, LIGHT, TICKS, UNIT, Chart, colours, inline, shapes, styled
+from holdfast.figures import (
+    CAUTION,
+    LABELS,
+    LEVEL,
+    LIGHT,
+    TICKS,
+    UNIT,
+    Chart,
+    by_series,
+    categories,
+    colours,
+    inline,
+    isolated,
+    isolating,
+    shapes,
+    styled,
+)
 from holdfast.planning import Plan
 from holdfast.stats import Prediction, rounded
 
@@ -27,15 +43,18 @@ LINE = 18
 ROOM = 0.5
 """How much of the marks' own extent an interval may reach beyond them before it is cut."""
 
+_SPLIT = alt.selection_point(name="split", fields=["split"], bind="legend")
+
 _SPREAD = alt.Scale(zero=False, nice=TICKS)
 
 
 def frontier_figure(plan: Plan) -> Chart:
     """Forgetting against target loss of the choices that no other beats, with the recommended one ringed.
 
-    Nats per token on both axes: learning runs to the left, forgetting upwards. A colour and shape per rank; the rules
-    through a mark are the laws' 90 % intervals, absent where there are none. Dashed lines are the budget and the loss
-    asked for, unless so far off that they would flatten the rest. A plan that is not feasible rings the nearest miss.
+    Nats per token on both axes: learning runs to the left, forgetting upwards. A colour and shape per rank, which the
+    legend isolates; the rules through a mark are the laws' 90 % intervals, absent where there are none. Dashed lines
+    are the budget and the loss asked for, unless so far off that they would flatten the rest. A plan that is not
+    feasible rings the nearest miss.
 
     Raises:
         DataError: the plan's frontier is empty.
@@ -45,18 +64,16 @@ def frontier_figure(plan: Plan) -> Chart:
     choices = [_held(choice) for choice in plan.frontier]
     chosen = _held(_recommended(plan))
     marked = sorted([*(row for row in choices if _place(row) != _place(chosen)), chosen], key=_place)
-    ranks = sorted({row["r"] for row in marked})
     x = alt.X("target_nll:Q", title=f"{LABELS['target_nll']} ({UNIT})", scale=_SPREAD)
     y = alt.Y("forgetting:Q", title=f"{LABELS[plan.measure]} ({UNIT})", scale=_SPREAD)
-    stroke = alt.Stroke("r:N", title="Rank", scale=colours(ranks))
-    fill = alt.Fill("r:N", title="Rank", scale=colours(ranks))
-    shape = alt.Shape("r:N", title="Rank", scale=shapes(ranks))
+    ranks = pd.Series([row["series"] for row in marked])
+    stroke, fill, shape = by_series(ranks.astype(categories(ranks)))
     path = inline(choices).mark_line(color=LIGHT["muted"], strokeWidth=1.2, opacity=0.7)
     marks = inline(marked).mark_point(size=58, strokeWidth=1.3, fillOpacity=0.85, aria=False)
     ring = inline([chosen]).mark_point(size=320, strokeWidth=2, stroke=LIGHT["ink"], filled=False, aria=False)
     ringed = "recommended" if plan.feasible else "the nearest miss"
     told = {
-        "r": "Rank",
+        "series": "Rank",
         "params": "Trainable parameters",
         "steps": "Steps",
         "forgetting_said": LABELS[plan.measure],
@@ -69,7 +86,7 @@ def frontier_figure(plan: Plan) -> Chart:
             path.encode(x, y, alt.Order("forgetting:Q")),
             *_intervals(marked, stroke),
             ring.encode(x, y),
-            marks.encode(x, y, stroke, fill, shape, tooltip=_tooltip(told)),
+            isolating(marks.encode(x, y, stroke, fill, shape, opacity=isolated(1, 0.1), tooltip=_tooltip(told))),
         ],
         title=f"The least forgetting for each target loss; ringed, {ringed}: r = {plan.r}, {plan.steps:,} steps",
     )
@@ -128,7 +145,15 @@ def held_out_figure(rows: pd.DataFrame, quantity: str) -> Chart:
         [
             right.mark_line(color=LIGHT["muted"], strokeDash=[5, 4], strokeWidth=1.2).encode(x, y),
             *(bar.encode(x, alt.Y("from:Q"), alt.Y2("to"), stroke) for bar in bars),
-            marks.encode(x, y, stroke, fill, shape, tooltip=_tooltip(told)),
+            marks.encode(
+                x,
+                y,
+                stroke,
+                fill,
+                shape,
+                tooltip=_tooltip(told),
+                opacity=alt.condition(_SPLIT, alt.value(1), alt.value(0.1)) if legend else alt.value(1),
+            ).add_params(*([_SPLIT] if legend else [])),
         ],
         title=f"{label}: held out, then predicted{_counted(known)}",
     )
@@ -152,7 +177,13 @@ def _recommended(plan: Plan) -> Choice:
 def _held(choice: Choice) -> dict[str, Any]:
     """What one mark holds: its place, the ends of its intervals, and all of it as the tooltip says it."""
     cost = Cost(tokens=choice.tokens, flop=choice.flop, seconds=choice.seconds)
-    held = {"r": choice.r, "params": f"{choice.trainable_params:,}", "steps": choice.steps, "cost": str(cost)}
+    held = {
+        "series": str(choice.r),
+        "r": choice.r,
+        "params": f"{choice.trainable_params:,}",
+        "steps": choice.steps,
+        "cost": str(cost),
+    }
     for name, prediction in (("forgetting", choice.forgetting), ("target_nll", choice.target_nll)):
         low, high = (float(end) for end in prediction.interval(LEVEL))
         held |= {name: float(prediction.mean), f"{name}_low": low, f"{name}_high": high}
@@ -186,7 +217,7 @@ def _intervals(rows: Sequence[Mapping[str, Any]], stroke: alt.Stroke) -> list[al
         for row in known:
             row[f"{name}_low"] = max(row[f"{name}_low"], lowest - room)
             row[f"{name}_high"] = min(row[f"{name}_high"], highest + room)
-    rules = inline(known).mark_rule(strokeWidth=1.2, opacity=0.5)
+    rules = inline(known).mark_rule(strokeWidth=1.2).encode(opacity=isolated(0.5, 0.05))
     return [
         rules.encode(alt.X("target_nll:Q"), alt.Y("forgetting_low:Q"), alt.Y2("forgetting_high"), stroke),
         rules.encode(alt.X("target_nll_low:Q"), alt.Y("forgetting:Q"), stroke, x2=alt.X2("target_nll_high")),

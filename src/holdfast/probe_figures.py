@@ -1,7 +1,7 @@
 """What was probed of tuned models, drawn: shares of answers along training, or model by model.
 
-Every mark is a share of items and every whisker its 95 % interval (Wilson's). Colours, fonts and drawing are those of
-`figures`.
+Every mark is a share of items and every whisker its 95 % interval (Wilson's). Clicking a share in a legend isolates it;
+on a study's page its rank or method does so too. Colours, fonts and drawing are those of `figures`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ ROW = 46
 
 LABEL_ROOM = 0.07
 """Of the height of a drawing: what the base's name takes."""
+
+FADED = 0.1
+"""Opacity of what is not picked."""
+
+_SHARE = alt.selection_point(name="share", fields=["quantity"], bind="legend")
+_SERIES = alt.selection_point(name="series", fields=["series"], on="dblclick", clear=False)
+"""A rank or method picked on the page; on a click it would be forgotten when a share is picked in the legend."""
 
 Rows: TypeAlias = Sequence[tuple[ProbedModel, TaskResult]]
 """Models, each with its result on one task."""
@@ -53,11 +60,11 @@ def by_task(report: ProbeReport) -> dict[str, Rows]:
     return {name: [(model, one) for model, one in report.rows() if one.name == name] for name in names}
 
 
-def task_figures(report: ProbeReport, names: Mapping[str, str]) -> dict[str, Chart]:
+def task_figures(report: ProbeReport, names: Mapping[str, str], series: Mapping[str, str] = {}) -> dict[str, Chart]:
     """The figures of each task, by name: `answers-0`, `answers-against-forgetting-0`, and so on.
 
     The first along training where runs have several checkpoints, else by model; the second where enough models have
-    their forgetting measured. `names` are what models are called.
+    their forgetting measured. `names` are what models are called, `series` the rank or method of each run where known.
     """
     drawn = {}
     for number, rows in enumerate(by_task(report).values()):
@@ -65,15 +72,15 @@ def task_figures(report: ProbeReport, names: Mapping[str, str]) -> dict[str, Cha
             continue
         several = len({model.run for model, _ in rows}) < len(rows)
         trajectory = several and all(model.step is not None for model, _ in rows)
-        drawn[f"answers-{number}"] = along_training(rows) if trajectory else by_model(rows, names)
+        drawn[f"answers-{number}"] = along_training(rows, series) if trajectory else by_model(rows, names, series)
         corpus = next(iter(rows[0][0].forgetting), None)
         known = [(model, one) for model, one in rows if corpus in model.forgetting]
         if corpus is not None and len(known) >= LEAST_MODELS:
-            drawn[f"answers-against-forgetting-{number}"] = against_forgetting(known, corpus)
+            drawn[f"answers-against-forgetting-{number}"] = against_forgetting(known, corpus, series)
     return drawn
 
 
-def along_training(rows: Rows) -> Chart:
+def along_training(rows: Rows, series: Mapping[str, str] = {}) -> Chart:
     """Shares of one task against the training step, with 95 % intervals: the paper's Figure 4.
 
     In per cent; a dashed line is the base. `rows` are the checkpoints of a run or several, in step order, each with its
@@ -81,30 +88,33 @@ def along_training(rows: Rows) -> Chart:
 
     Source: Kalajdzievski 2024, arXiv 2401.05605, figure 4.
     """
-    values = [_mark(model, name, share) for model, one in rows for name, share in quantities(one).items()]
+    values = [_mark(model, name, share, series) for model, one in rows for name, share in quantities(one).items()]
     names = list(dict.fromkeys(value["quantity"] for value in values))
     drawn, x = inline(values), alt.X("step:Q", title="Update steps", scale=alt.Scale(zero=True, nice=TICKS))
     y = alt.Y(
         "value:Q", title="Per cent of items", scale=alt.Scale(domain=_range(rows, values), nice=TICKS, zero=False)
     )
     colour = alt.Color("quantity:N", title="Share", scale=colours(names), legend=_legend(names))
-    line = drawn.mark_line(strokeWidth=1.6).encode(x, y, colour, alt.Detail("run:N"))
-    whiskers = drawn.mark_rule(strokeWidth=1.4, opacity=0.7).encode(x, alt.Y("low:Q"), alt.Y2("high"), colour)
-    marks = drawn.mark_point(size=44, filled=True, opacity=1, aria=False).encode(
+    line = drawn.mark_line(strokeWidth=1.6).encode(x, y, colour, alt.Detail("run:N"), opacity=_picked(values, 1))
+    whiskers = drawn.mark_rule(strokeWidth=1.4).encode(
+        x, alt.Y("low:Q"), alt.Y2("high"), colour, opacity=_picked(values, 0.7)
+    )
+    marks = drawn.mark_point(size=44, filled=True, aria=False).encode(
         x, y, colour, alt.Shape("quantity:N", title="Share", scale=shapes(names), legend=_legend(names)),
-        tooltip=_tooltip(),
-    )  # fmt: skip
+        opacity=_picked(values, 1), tooltip=_tooltip(),
+    ).add_params(*_picks(values))  # fmt: skip
     layers = [*_base(rows[0][1], _range(rows, values), across=False), whiskers, line, marks]
     return styled(layers, title=f"{visible(rows[0][1].name)} along training")
 
 
-def against_forgetting(rows: Rows, corpus: str) -> Chart:
+def against_forgetting(rows: Rows, corpus: str, series: Mapping[str, str] = {}) -> Chart:
     """Shares of one task against the forgetting measured of the same models on a corpus, with 95 % intervals.
 
     In per cent and nats per token; a dashed line is the base. A run's checkpoints are joined by a line.
     """
     values = [
-        _mark(model, name, share) | {"nats": model.forgetting[corpus].value, "kl": str(model.forgetting[corpus])}
+        _mark(model, name, share, series)
+        | {"nats": model.forgetting[corpus].value, "kl": str(model.forgetting[corpus])}
         for model, one in rows
         for name, share in quantities(one).items()
     ]
@@ -118,27 +128,29 @@ def against_forgetting(rows: Rows, corpus: str) -> Chart:
         "value:Q", title="Per cent of items", scale=alt.Scale(domain=_range(rows, values), nice=TICKS, zero=False)
     )
     colour = alt.Color("quantity:N", title="Share", scale=colours(names), legend=_legend(names))
-    line = drawn.mark_line(strokeWidth=1, opacity=0.5).encode(
-        x, y, colour, alt.Detail("run:N"), alt.Order("step:Q", sort="ascending")
+    line = drawn.mark_line(strokeWidth=1).encode(
+        x, y, colour, alt.Detail("run:N"), alt.Order("step:Q", sort="ascending"), opacity=_picked(values, 0.5)
     )
-    whiskers = drawn.mark_rule(strokeWidth=1.4, opacity=0.5).encode(x, alt.Y("low:Q"), alt.Y2("high"), colour)
-    marks = drawn.mark_point(size=44, filled=True, opacity=1, aria=False).encode(
+    whiskers = drawn.mark_rule(strokeWidth=1.4).encode(
+        x, alt.Y("low:Q"), alt.Y2("high"), colour, opacity=_picked(values, 0.5)
+    )
+    marks = drawn.mark_point(size=44, filled=True, aria=False).encode(
         x, y, colour, alt.Shape("quantity:N", title="Share", scale=shapes(names), legend=_legend(names)),
-        tooltip=[*_tooltip(), alt.Tooltip("kl:N", title="Forgetting, nats per token")],
-    )  # fmt: skip
+        opacity=_picked(values, 1), tooltip=[*_tooltip(), alt.Tooltip("kl:N", title="Forgetting, nats per token")],
+    ).add_params(*_picks(values))  # fmt: skip
     return styled(
         [*_base(rows[0][1], _range(rows, values), across=False), whiskers, line, marks],
         title=f"{visible(rows[0][1].name)} against forgetting",
     )
 
 
-def by_model(rows: Rows, names: Mapping[str, str]) -> Chart:
+def by_model(rows: Rows, names: Mapping[str, str], series: Mapping[str, str] = {}) -> Chart:
     """Shares of one task, a row per model in the order given, with 95 % intervals; a dashed line is the base.
 
     In per cent. `names` are what models are called.
     """
     values = [
-        _mark(model, name, share) | {"model": visible(names[model.name])}
+        _mark(model, name, share, series) | {"model": visible(names[model.name])}
         for model, one in rows
         for name, share in quantities(one).items()
     ]
@@ -152,18 +164,35 @@ def by_model(rows: Rows, names: Mapping[str, str]) -> Chart:
     offset = alt.YOffset("quantity:N", sort=shares, scale=alt.Scale(paddingInner=0.4, paddingOuter=0.6))
     legend = _legend(shares, offset=26)  # the base's name stands between
     colour = alt.Color("quantity:N", title="Share", sort=shares, scale=colours(shares), legend=legend)
-    whiskers = drawn.mark_rule(strokeWidth=1.6).encode(alt.X("low:Q"), alt.X2("high"), y, offset, colour)
-    marks = drawn.mark_point(size=52, filled=True, opacity=1, aria=False).encode(
+    whiskers = drawn.mark_rule(strokeWidth=1.6).encode(
+        alt.X("low:Q"), alt.X2("high"), y, offset, colour, opacity=_picked(values, 1)
+    )
+    marks = drawn.mark_point(size=52, filled=True, aria=False).encode(
         x, y, offset, colour, alt.Shape("quantity:N", sort=shares, scale=shapes(shares), legend=legend),
-        tooltip=_tooltip(),
-    )  # fmt: skip
+        opacity=_picked(values, 1), tooltip=_tooltip(),
+    ).add_params(*_picks(values))  # fmt: skip
     layers = [*_base(rows[0][1], _range(rows, values), across=True), whiskers, marks]
     return styled(layers, title=visible(rows[0][1].name), height=max(2, len(models)) * ROW)
 
 
-def _mark(model: ProbedModel, name: str, share: Share) -> dict[str, Any]:
+def _picks(values: Sequence[Mapping[str, Any]]) -> list[alt.Parameter]:
+    """What of a figure can be picked: a share where its legend names several, a series where all have one."""
+    shares = {value["quantity"] for value in values}
+    return [*([_SHARE] if len(shares) > 1 else []), *([_SERIES] if all("series" in value for value in values) else [])]
+
+
+def _picked(values: Sequence[Mapping[str, Any]], shown: float) -> Any:
+    """The opacity of what is picked; all else fades."""
+    picks = _picks(values)
+    if not picks:
+        return alt.value(shown)
+    every = picks[0] if len(picks) == 1 else picks[0] & picks[1]
+    return alt.condition(every, alt.value(shown), alt.value(FADED))
+
+
+def _mark(model: ProbedModel, name: str, share: Share, series: Mapping[str, str]) -> dict[str, Any]:
     low, high = share.interval()
-    return {
+    return ({"series": series[model.run]} if model.run in series else {}) | {
         "model": visible(model.name), "run": visible(model.run), "step": model.step, "quantity": name,
         "value": 100 * share.value, "low": 100 * low, "high": 100 * high, "said": percent(share),
         "ends": f"{100 * low:.1f} to {100 * high:.1f}", "items": f"{share.count:,} of {share.n:,}",

@@ -18,7 +18,7 @@ from holdfast.planning import Plan, price_in_words
 from holdfast.run_grids import TERMS, runs_grid, unfinished_grid
 from holdfast.stats import Prediction, rounded
 from holdfast.study_answers import answers, passages
-from holdfast.study_figures import captions, charts, last_measured
+from holdfast.study_figures import captions, charts, last_measured, with_series
 from holdfast.validation import Validation
 
 LEVEL = 0.9
@@ -92,7 +92,7 @@ def report(
             "numbers": numbers,
             "answers": None if after is None else answers(after, drawings),
             "passages": [] if after is None else passages(after.forgotten),
-            "ranks": sorted({int(r) for r in table.loc[table["state"] == "done", "r"].fillna(0)}) if drawn else [],
+            "series": list(with_series(table)["series"].cat.categories) if drawn else [],
             "runs": runs_grid(table),
             "unfinished": unfinished_grid(table),
             "finished": table.loc[table["state"] == "done", "run"].nunique(),

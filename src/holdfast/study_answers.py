@@ -26,9 +26,9 @@ PASSAGES = 20
 """Of each text."""
 
 
-def answer_figures(report: ProbeReport) -> dict[str, Chart]:
+def answer_figures(report: ProbeReport, series: Mapping[str, str]) -> dict[str, Chart]:
     """The figures of what was probed, by name; see `probe_figures.task_figures`."""
-    return task_figures(report, _names(report))
+    return task_figures(report, _names(report), series)
 
 
 def answer_captions(report: ProbeReport) -> dict[str, str]:

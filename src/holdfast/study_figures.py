@@ -1,6 +1,8 @@
 """Which figures a study has: the paper's own, one panel per text and method, and what was held out."""
 
+import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,12 +18,14 @@ from holdfast.figures import (
     TICKS,
     UNIT,
     Chart,
-    colours,
+    by_series,
+    categories,
     inline,
     isolated,
     isolating,
     loss_against_forgetting,
-    shapes,
+    seen,
+    series_title,
     styled,
     trajectories,
 )
@@ -73,6 +77,7 @@ def charts(
     Raises:
         FitError: no finished run has anything to draw.
     """
+    table = with_series(table)
     shown = _shown(table, laws)
     drawn = {} if plan is None or not plan.frontier else {"frontier": frontier_figure(plan)}
     drawn[MAIN] = loss_against_forgetting(shown, laws)
@@ -82,7 +87,8 @@ def charts(
     last = last_measured(table)
     if last["corpus"].nunique() > 1:
         drawn["by-text"] = by_text(last)
-    drawn |= {} if probed is None else answer_figures(probed)
+    series = dict(table.loc[table["series"].notna(), ["run", "series"]].itertuples(index=False, name=None))
+    drawn |= {} if probed is None else answer_figures(probed, series)
     predictions = None if validation is None else validation.predictions()
     for name, quantity in (("held-out-forgetting", "kl_base_tuned"), ("held-out-target", "target_nll")):
         if predictions is not None and (predictions["quantity"] == quantity).any():
@@ -95,7 +101,7 @@ def panels_by_target(
 ) -> dict[str, Chart]:  # fmt: skip
     """Forgetting against loss for each target by itself, with the line of `laws`; a target without points has none."""
     drawn: dict[str, Chart] = {}
-    for _, part in table.groupby("target"):
+    for _, part in with_series(table).groupby("target"):
         try:
             shown = _shown(part, None, corpus)
         except FitError:
@@ -114,6 +120,39 @@ def captions(drawn: Mapping[str, Chart], probed: ProbeReport | None = None) -> d
     return {name: known.get(name, CAPTIONS["panel"]) for name in drawn}
 
 
+def with_series(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column `series`, which figures tell finished runs apart by.
+
+    It is a run's rank where most runs were trained the way it was; of the others the method, with its rank or layers
+    and what else sets it apart. Its categories are those of the study, in the order of legends.
+    """
+    runs = table[table["state"] == "done"].drop_duplicates("run")
+    adapters = runs["adapter"].fillna("{}") if "adapter" in runs else ["{}"] * len(runs)
+    ways = list(zip(runs["method"], adapters, strict=True))
+    main = Counter(ways).most_common(1)[0][0] if ways else ("", "{}")
+    names = {row["run"]: _series(row, way, main) for row, way in zip(runs.to_dict("records"), ways, strict=True)}
+    return table.assign(series=table["run"].map(names).astype(categories(names.values())))
+
+
+def _series(row: Mapping[Any, Any], way: tuple[str, str], main: tuple[str, str]) -> str:
+    """What a run is called in a legend; `way` is its method and that method's settings, `main` that of most runs."""
+    size = _whole(row.get("r")) or _whole(row.get("layers"))
+    if way == main and size == _whole(row.get("r")):
+        return size or visible(way[0])
+    name = f"{way[0]} {size}".rstrip()
+    usual, own = (json.loads(settings) for settings in (main[1], way[1]))
+    apart = (
+        f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in own.items()
+        if way[0] == main[0] and value != usual.get(key)
+    )
+    return str(visible(", ".join([name, *apart])))
+
+
+def _whole(size: Any) -> str:
+    return f"{int(size)}" if pd.notna(size) and size > 0 else ""
+
+
 def last_measured(table: pd.DataFrame) -> pd.DataFrame:
     """The last row of each finished run on each retained text."""
     retained = table[(table["state"] == "done") & (table["role"] == "retain")]
@@ -123,18 +162,24 @@ def last_measured(table: pd.DataFrame) -> pd.DataFrame:
 def by_text(rows: pd.DataFrame) -> Chart:
     """What runs forgot of several texts: a mark per run and text, with its 95 % interval over documents.
 
-    Nats per token; a line of marks per text, the text most forgotten on top. `rows` are those of `last_measured`.
+    Nats per token; a line of marks per text, the text most forgotten on top. `rows` are those of `last_measured`, of a
+    table `with_series`.
     """
-    rows = rows.assign(r=rows["r"].fillna(0))  # of a method that has no rank
     order = rows.groupby("corpus")["kl_base_tuned"].mean().sort_values(ascending=False).index
     texts = [visible(name) for name in order]
-    ranks = sorted({int(r) for r in rows["r"]})
+    stroke, fill, shape = by_series(rows["series"])
     values = [_mark(row) for row in rows.sort_values(["r", "run"]).to_dict("records")]
     drawn, x = inline(values), alt.X("value:Q", title=f"Forgetting, KL(base || tuned) ({UNIT})", scale=_FROM_0)
     y = alt.Y("text:N", title=None, sort=texts, axis=alt.Axis(grid=True, labelLimit=200, labelColor=LIGHT["ink"]))
-    offset = alt.YOffset("r:N", sort=ranks, scale=alt.Scale(paddingOuter=0.6))
-    stroke = alt.Stroke("r:N", title="Rank", scale=colours(ranks))
-    told = {"run": "Run", "r": "Rank", "step": "Step", "text": "Text", "said": "Forgetting", "ends": "95 % interval"}
+    offset = alt.YOffset("series:N", sort=seen(rows["series"]), scale=alt.Scale(paddingOuter=0.6))
+    told = {
+        "run": "Run",
+        "series": series_title(rows["series"]),
+        "step": "Step",
+        "text": "Text",
+        "said": "Forgetting",
+        "ends": "95 % interval",
+    }
     whiskers = [row for row in values if math.isfinite(row["low"])]
     rules = [
         inline(whiskers).mark_rule(strokeWidth=1.4).encode(
@@ -143,9 +188,7 @@ def by_text(rows: pd.DataFrame) -> Chart:
     ] if whiskers else []  # fmt: skip
     marks = isolating(
         drawn.mark_point(size=52, strokeWidth=1.3, fillOpacity=0.85, aria=False).encode(
-            x, y, offset, stroke,
-            alt.Fill("r:N", title="Rank", scale=colours(ranks)), alt.Shape("r:N", title="Rank", scale=shapes(ranks)),
-            opacity=isolated(1, 0.1),
+            x, y, offset, stroke, fill, shape, opacity=isolated(1, 0.1),
             tooltip=[alt.Tooltip(f"{field}:N", title=title) for field, title in told.items()],
         )
     )  # fmt: skip
@@ -160,7 +203,7 @@ def _mark(row: Mapping[Any, Any]) -> dict[str, Any]:
     low, high = kl.interval(LEVEL)
     known = math.isfinite(low)
     return {
-        "run": visible(row["run"]), "r": int(row["r"]), "step": int(row["step"]), "text": visible(row["corpus"]),
+        "run": visible(row["run"]), "series": row["series"], "step": int(row["step"]), "text": visible(row["corpus"]),
         "value": kl.value, "low": max(low, 0.0) if known else low, "high": high, "said": str(kl),
         "ends": f"{rounded(max(low, 0.0), kl.stderr)} to {rounded(high, kl.stderr)}" if known else "none",
     }  # fmt: skip
@@ -179,6 +222,8 @@ def _shown(table: pd.DataFrame, laws: Laws | None, corpus: str | None = None) ->
             ["run", "steps", f"{quantity}_documents"], axis="columns"
         )
         shown = shown.merge(counted, on=["run", "steps"], how="left", validate="one_to_one")
+    series = dict(zip(table["run"], table["series"], strict=True))
+    shown["series"] = shown["run"].map(series).astype(table["series"].dtype)
     shown["run"] = shown["run"].map(visible)
     return shown
 

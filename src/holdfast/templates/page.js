@@ -19,9 +19,9 @@
       };
       try {
         const { view } = await vegaEmbed(place, specification, options);
-        if ((specification.params ?? []).some((one) => one.name === "rank")) {
+        if ((specification.params ?? []).some((one) => one.name === "series")) {
           views.push(view);
-          view.addDataListener("rank_store", (_, tuples) => isolate(tuples.length ? tuples[0].values[0] : null));
+          view.addDataListener("series_store", (_, tuples) => isolate(tuples.length ? tuples[0].values[0] : null));
         }
       } catch (error) {
         place.textContent = "This figure could not be drawn: " + error.message;
@@ -32,21 +32,21 @@
     document.documentElement.dataset.drawn = "";
   };
 
-  // One rank alone, in all figures at once, whether a legend or a button was used.
+  // One rank or method alone, in all figures at once, whether a legend or a button was used.
   const isolate = (value) => {
     if (value === alone) return;
     alone = value;
     for (const view of views) {
-      const fields = view.signal("rank_tuple_fields");
-      view.data("rank_store", value === null ? [] : [{ unit: "", fields, values: [value] }]).runAsync();
+      const fields = view.signal("series_tuple_fields");
+      view.data("series_store", value === null ? [] : [{ unit: "", fields, values: [value] }]).runAsync();
     }
-    each(".isolate button", (one) => one.setAttribute("aria-pressed", String(one.dataset.value === String(value ?? ""))));
+    each(".isolate button", (one) => one.setAttribute("aria-pressed", String(one.dataset.value === (value ?? ""))));
   };
   each(".isolate", (group) => {
     group.hidden = false;
     each("button", (one) => one.addEventListener("click", () => {
       const value = one.dataset.value;
-      isolate(value === "" || value === String(alone) ? null : Number(value));
+      isolate(value === "" || value === alone ? null : value);
     }), group);
   });
 
