@@ -103,10 +103,11 @@ ANALYSIS_HALF = {
     "forecasting": {"errors", "laws", "stats"},
     "design": {"choices", "costs", "errors", "fits", "forecasting", "laws", "planning", "stats"},
     "pursuit": {"config", "costs", "design", "display", "errors", "laws", "methods", "stats", "store"},
-    "figures": {"errors", "laws", "stats"},
-    "plan_figures": {"choices", "costs", "display", "errors", "figures", "planning", "stats"},
-    "measured_figures": {"display", "figures", "forgetting", "stats"},
-    "page": {"display", "figures", "stats"},
+    "legends": set(),
+    "figures": {"errors", "laws", "legends", "stats"},
+    "plan_figures": {"choices", "costs", "display", "errors", "figures", "legends", "planning", "stats"},
+    "measured_figures": {"display", "figures", "forgetting", "legends", "stats"},
+    "page": {"display", "figures", "legends", "stats"},
     "cards": {"display", "errors", "evidence", "files", "forgetting", "stats"},
     "papers": {"afterwards", "archive", "comparison", "display", "errors", "figures", "files", "laws", "planning"}
     | {"stats", "study_figures", "tables"},
@@ -114,12 +115,12 @@ ANALYSIS_HALF = {
     "afterwards": {"behaviour", "errors", "evidence", "files", "forgetting", "questions", "refusals", "stats", "store"},
     "study_answers": {"afterwards", "behaviour", "display", "evidence", "exchange", "figures", "forgetting_page"}
     | {"page", "probe_figures", "probe_page", "refusals"},
-    "study_figures": {"behaviour", "display", "errors", "figures", "laws", "plan_figures", "planning", "stats"}
-    | {"study_answers", "validation"},
+    "study_figures": {"behaviour", "display", "errors", "figures", "laws", "legends", "plan_figures", "planning"}
+    | {"stats", "study_answers", "validation"},
     "run_grids": {"page", "stats", "study_figures"},
     "reporting": {"afterwards", "comparison", "display", "errors", "forms", "groups", "laws", "page", "planning"}
     | {"run_grids", "stats", "study_answers", "study_figures", "validation"},
-    "probe_figures": {"behaviour", "display", "exchange", "figures", "proportions", "refusals"},
+    "probe_figures": {"behaviour", "display", "exchange", "figures", "legends", "proportions", "refusals"},
     "exchange": {"behaviour", "proportions", "refusals", "stats"},
     "probe_page": {"behaviour", "display", "exchange", "page", "probe_figures", "proportions", "questions"}
     | {"refusals", "stats"},
@@ -171,7 +172,7 @@ OWNED = {
     "typer": {"cli", "law_commands", "options", "report_commands"},
     "ray": {"integrations.ray"},
     "rich": {"law_screens", "probe_screens", "status_screens", "sweep_screens", "terminal"},
-    "altair": {"figures", "measured_figures", "plan_figures", "probe_figures", "study_figures"},
+    "altair": {"figures", "legends", "measured_figures", "plan_figures", "probe_figures", "study_figures"},
     "jinja2": {"page"},
     "yaml": {"mistakes"},
     "scipy": {"proportions", "slopes", "stats"},

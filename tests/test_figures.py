@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from holdfast import figures, laws
+from holdfast import figures, laws, legends
 from holdfast.errors import DataError
 from simulated import study
 
@@ -127,20 +127,20 @@ def test_axes_name_their_quantity_and_unit(figure, x, y, points, fitted):
 
 @EVERY
 def test_the_page_takes_colours_from_its_style_sheet_and_leaves_data_alone(figure, x, y, points, fitted):
-    hostile = points.assign(run=figures.LIGHT["ink"])
+    hostile = points.assign(run=legends.LIGHT["ink"])
     chart = figure(hostile, fitted)
     drawn, paged = figures.specification(chart), figures.page(chart)
     assert paged["datasets"] == drawn["datasets"]
     text = json.dumps({key: part for key, part in paged.items() if key != "datasets"}, allow_nan=False)
-    assert not any(colour in text for colour in figures.LIGHT.values())
+    assert not any(colour in text for colour in legends.LIGHT.values())
     assert "var(--ink)" in text
     assert "title" not in paged
     assert figures.title(chart) == drawn["title"]
 
 
-@pytest.mark.parametrize(("colours", "background"), [(figures.LIGHT, "#fbfbf9"), (figures.DARK, "#121615")])
+@pytest.mark.parametrize(("colours", "background"), [(legends.LIGHT, "#fbfbf9"), (legends.DARK, "#121615")])
 def test_every_mark_and_word_stands_out_from_its_background(colours, background):
-    assert figures.LIGHT.keys() == figures.DARK.keys()
+    assert legends.LIGHT.keys() == legends.DARK.keys()
     for name, colour in colours.items():
         enough = {"ink": 7, "muted": 4.5, "rule": 1}.get(name, 3)
         assert contrast(colour, background) > enough, name

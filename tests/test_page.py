@@ -12,7 +12,7 @@ import pytest
 import vl_convert
 
 import measured
-from holdfast import figures, laws, measured_figures, page, reporting, study_figures
+from holdfast import figures, laws, legends, measured_figures, page, reporting, study_figures
 from holdfast.forgetting_page import forgetting_page
 from pages import Page
 from simulated import study
@@ -53,12 +53,12 @@ def test_the_colours_of_charts_are_those_of_the_page(read):
     """A chart names a colour by its light value; the page must have the same name for the same value."""
     (style,) = read.codes["style"]
     light = style[: style.index("prefers-color-scheme")]
-    for name, colour in (figures.LIGHT | {"caution": figures.CAUTION}).items():
+    for name, colour in (legends.LIGHT | {"caution": legends.CAUTION}).items():
         assert f"--{name}: {colour};" in light
     for code in read.codes["script"][:-1]:
         drawn = {key: part for key, part in json.loads(code).items() if key != "datasets"}
         assert not re.findall(r'"#[0-9a-f]{6}"', json.dumps(drawn))
-        assert set(re.findall(r"var\(--([\w-]+)\)", json.dumps(drawn))) <= {*figures.LIGHT, "caution"}
+        assert set(re.findall(r"var\(--([\w-]+)\)", json.dumps(drawn))) <= {*legends.LIGHT, "caution"}
 
 
 def test_still_drawings_but_the_first_are_left_out_once_they_would_be_most_of_the_page(monkeypatch):

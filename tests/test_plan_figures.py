@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import simulated
-from holdfast import figures
+from holdfast import figures, legends
 from holdfast.errors import DataError
 from holdfast.laws import fit
 from holdfast.plan_figures import HELD_OUT, frontier_figure, held_out_figure
@@ -222,7 +222,7 @@ def test_a_figure_is_valid_and_draws_without_a_browser(chart):
 def test_the_page_takes_colours_from_its_style_sheet(chart):
     paged = figures.page(chart)
     text = json.dumps({key: part for key, part in paged.items() if key != "datasets"}, allow_nan=False)
-    assert not any(colour in text for colour in (*figures.LIGHT.values(), figures.CAUTION))
+    assert not any(colour in text for colour in (*legends.LIGHT.values(), legends.CAUTION))
     json.dumps(paged["datasets"], allow_nan=False)
 
 

@@ -18,6 +18,7 @@ import vl_convert
 
 from holdfast.errors import DataError
 from holdfast.laws import Fit, Laws
+from holdfast.legends import CAUTION, LIGHT, by_series, isolated, isolating, ranked, series_title
 from holdfast.stats import Estimate, rounded
 
 LEVEL = 0.9
@@ -38,44 +39,6 @@ CURVE_POINTS = 80
 WIDTH, HEIGHT = 640, 340
 TICKS = 6
 FONT = "system-ui, Helvetica, Arial, sans-serif"
-
-# Ranks take the plasma map, cut so that each colour keeps 3:1 contrast with its background: dark to light on paper,
-# dim to bright on a dark screen, and the same order of hues in both. Shapes say the rank again without colour.
-LIGHT = {
-    "ink": "#1a211f",
-    "muted": "#5b6663",
-    "rule": "#d9dedb",
-    "rank-0": "#360598",
-    "rank-1": "#5502a4",
-    "rank-2": "#7201a8",
-    "rank-3": "#8e0ba5",
-    "rank-4": "#a72198",
-    "rank-5": "#bc3686",
-    "rank-6": "#ce4b76",
-    "rank-7": "#de6065",
-}
-"""Colours of a chart on white, by name; `page` writes the name as a CSS variable instead."""
-
-DARK = {
-    "ink": "#e4e9e6",
-    "muted": "#98a49f",
-    "rule": "#333b38",
-    "rank-0": "#c6417d",
-    "rank-1": "#d5536f",
-    "rank-2": "#e26561",
-    "rank-3": "#ed7854",
-    "rank-4": "#f58c46",
-    "rank-5": "#fba139",
-    "rank-6": "#fdb92c",
-    "rank-7": "#fbd225",
-}
-"""The same names on a dark page."""
-
-CAUTION = "#8a4b08"
-"""Of what must not be passed; named `caution` by the page, which has its dark form."""
-
-RANK_COLOURS = sum(name.startswith("rank-") for name in LIGHT)
-SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
 
 
 def loss_against_forgetting(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_base_tuned") -> Chart:
@@ -123,7 +86,7 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
     if fit is None:
         return styled([marks], title=title)
     steps = np.linspace(*fit.domain["steps"], CURVE_POINTS)
-    points = _with_series(points)
+    points = ranked(points)
     curves = [
         _curve(fit, {"trainable_params": np.full_like(steps, params), "steps": steps}, quantity=quantity).assign(
             series=name
@@ -214,8 +177,6 @@ def vega_lite_version() -> str:
 
 
 _SPREAD = alt.Scale(zero=False, nice=TICKS)
-_ISOLATE = alt.selection_point(name="series", fields=["series"], bind="legend")
-"""A rank or method clicked in a legend; the page sets it too, for all figures at once."""
 
 
 def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
@@ -235,7 +196,7 @@ def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
         raise DataError(
             f"got {len(points)} points lacking columns {missing}, expected those of laws.points, at a figure"
         )
-    points = _with_series(points)
+    points = ranked(points)
     stroke, fill, shape = by_series(points["series"])
     measured = list(dict.fromkeys(["target_nll", quantity]))
     values = [_measurement(row, measured) for row in points.sort_values(["r", "run", "steps"]).to_dict("records")]
@@ -243,11 +204,7 @@ def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
         inline(values)
         .mark_point(size=44, strokeWidth=1.3, aria=False)
         .encode(
-            x,
-            alt.Y(f"{quantity}:Q", title=_axis(quantity), scale=_SPREAD),
-            stroke,
-            fill,
-            shape,
+            *(x, alt.Y(f"{quantity}:Q", title=_axis(quantity), scale=_SPREAD), stroke, fill, shape),
             fillOpacity=alt.condition("datum.in_fit", alt.value(0.85), alt.value(0)),
             opacity=isolated(1, 0.1),
             tooltip=[
@@ -258,54 +215,6 @@ def _marks(points: pd.DataFrame, *, x: alt.X, quantity: str) -> alt.Chart:
             ],
         )
     )
-
-
-def isolated(shown: float, faded: float) -> Any:
-    """The opacity of what belongs to what was picked, and of all else; all is shown while nothing is."""
-    return alt.condition(_ISOLATE, alt.value(shown), alt.value(faded))
-
-
-def isolating(marks: alt.Chart) -> alt.Chart:
-    """Marks whose legend picks a rank or method; a figure has them once."""
-    picking: alt.Chart = marks.add_params(_ISOLATE)
-    return picking
-
-
-def by_series(names: pd.Series) -> tuple[alt.Stroke, alt.Fill, alt.Shape]:
-    """What tells the values of a field `series` apart, twice by colour and once without.
-
-    Each category of `names` has its own, whether it occurs or not, so that figures of one study agree.
-    """
-    order, title, legend = list(names.cat.categories), series_title(names), alt.Legend(values=seen(names))
-    return (
-        alt.Stroke("series:N", title=title, scale=colours(order), legend=legend),
-        alt.Fill("series:N", title=title, scale=colours(order), legend=legend),
-        alt.Shape("series:N", title=title, scale=shapes(order), legend=legend),
-    )
-
-
-def categories(names: Iterable[str]) -> pd.CategoricalDtype:
-    """Ranks by size, then methods by name, their numbers by size."""
-    numbers = {name: re.sub(r"\d+", lambda found: found[0].zfill(9), name) for name in set(names)}
-    return pd.CategoricalDtype(sorted(numbers, key=lambda name: (not name.isdecimal(), numbers[name])), ordered=True)
-
-
-def seen(names: pd.Series) -> list[str]:
-    """The categories that occur, in their order."""
-    return list(names.cat.remove_unused_categories().cat.categories)
-
-
-def series_title(names: pd.Series) -> str:
-    """What the names are."""
-    return "Rank" if all(name.isdecimal() for name in seen(names)) else "Rank or method"
-
-
-def _with_series(points: pd.DataFrame) -> pd.DataFrame:
-    """With a column `series` of the ranks, where there is none."""
-    if "series" in points:
-        return points
-    ranks = points["r"].astype(int).astype(str)
-    return points.assign(series=ranks.astype(categories(ranks)))
 
 
 def _measurement(row: Mapping[Any, Any], quantities: Iterable[str]) -> dict[str, Any]:
@@ -344,18 +253,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def colours(domain: Sequence[str]) -> alt.Scale:
-    """These spread evenly over the colours, so that two differ as much as they can."""
-    last = max(len(domain) - 1, 1)
-    names = [f"rank-{round(i * (RANK_COLOURS - 1) / last)}" for i in range(len(domain))]
-    return alt.Scale(domain=list(domain), range=[LIGHT[name] for name in names])
-
-
-def shapes(domain: Sequence[str]) -> alt.Scale:
-    """A shape for each, which says again without colour what the colour says."""
-    return alt.Scale(domain=list(domain), range=[SHAPES[i % len(SHAPES)] for i in range(len(domain))])
 
 
 def _axis(quantity: str) -> str:

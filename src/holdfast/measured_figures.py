@@ -11,8 +11,9 @@ from typing import Any
 import altair as alt
 
 from holdfast.display import visible
-from holdfast.figures import CAUTION, LIGHT, TICKS, UNIT, Chart, colours, inline, shapes, styled
+from holdfast.figures import TICKS, UNIT, Chart, inline, styled
 from holdfast.forgetting import Checkpoint
+from holdfast.legends import CAUTION, LIGHT, colours, shapes
 from holdfast.stats import Estimate, rounded
 
 FORGETTING = f"Forgetting, {UNIT}"

@@ -20,7 +20,7 @@ import jinja2
 import pandas as pd
 import vl_convert
 
-from holdfast import figures
+from holdfast import figures, legends
 from holdfast.display import visible
 from holdfast.stats import rounded
 
@@ -74,7 +74,7 @@ def render(
     arguments give the same page, byte for byte.
     """
     environment = _environment()
-    styled = environment.get_template(style).render(light=_variables(figures.LIGHT), dark=_variables(figures.DARK))
+    styled = environment.get_template(style).render(light=_variables(legends.LIGHT), dark=_variables(legends.DARK))
     script = _script(draws=bool(drawings))
     common = {
         "title": title,

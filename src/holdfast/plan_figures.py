@@ -11,23 +11,8 @@ from holdfast.choices import Choice
 from holdfast.costs import Cost
 from holdfast.display import visible
 from holdfast.errors import DataError
-from holdfast.figures import (
-    CAUTION,
-    LABELS,
-    LEVEL,
-    LIGHT,
-    TICKS,
-    UNIT,
-    Chart,
-    by_series,
-    categories,
-    colours,
-    inline,
-    isolated,
-    isolating,
-    shapes,
-    styled,
-)
+from holdfast.figures import LABELS, LEVEL, TICKS, UNIT, Chart, inline, styled
+from holdfast.legends import CAUTION, LIGHT, alone, by_series, categories, colours, isolated, isolating, shapes
 from holdfast.planning import Plan
 from holdfast.stats import Prediction, rounded
 
@@ -130,7 +115,8 @@ def held_out_figure(rows: pd.DataFrame, quantity: str) -> Chart:
     fill = alt.Fill("split:N", title="Held out", sort=splits, scale=colours(splits), legend=legend)
     shape = alt.Shape("split:N", title="Held out", sort=splits, scale=shapes(splits), legend=legend)
     right = inline([{"observed": end, "predicted": end} for end in corners])
-    bars = [inline(known).mark_rule(strokeWidth=1.2, opacity=0.5)] if known else []
+    bars = [inline(known).mark_rule(strokeWidth=1.2)] if known else []
+    picks = [_SPLIT] if legend else []
     marks = inline(values).mark_point(size=44, strokeWidth=1.3, fillOpacity=0.85, aria=False)
     told = {
         "split": "Held out",
@@ -144,16 +130,8 @@ def held_out_figure(rows: pd.DataFrame, quantity: str) -> Chart:
     return styled(
         [
             right.mark_line(color=LIGHT["muted"], strokeDash=[5, 4], strokeWidth=1.2).encode(x, y),
-            *(bar.encode(x, alt.Y("from:Q"), alt.Y2("to"), stroke) for bar in bars),
-            marks.encode(
-                x,
-                y,
-                stroke,
-                fill,
-                shape,
-                tooltip=_tooltip(told),
-                opacity=alt.condition(_SPLIT, alt.value(1), alt.value(0.1)) if legend else alt.value(1),
-            ).add_params(*([_SPLIT] if legend else [])),
+            *(bar.encode(x, alt.Y("from:Q"), alt.Y2("to"), stroke, opacity=alone(picks, 0.5, 0.05)) for bar in bars),
+            marks.encode(x, y, stroke, fill, shape, tooltip=_tooltip(told), opacity=alone(picks, 1)).add_params(*picks),
         ],
         title=f"{label}: held out, then predicted{_counted(known)}",
     )

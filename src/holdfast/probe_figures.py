@@ -14,7 +14,8 @@ import altair as alt
 from holdfast.behaviour import ChoiceResult, OutcomeResult, ProbedModel, ProbeReport, TaskResult
 from holdfast.display import visible
 from holdfast.exchange import LEAST_MODELS
-from holdfast.figures import LIGHT, TICKS, Chart, colours, inline, shapes, styled
+from holdfast.figures import TICKS, Chart, inline, styled
+from holdfast.legends import LIGHT, alone, colours, shapes
 from holdfast.proportions import Share, percent
 from holdfast.refusals import RefusalOdds, RefusalResult
 
@@ -23,9 +24,6 @@ ROW = 46
 
 LABEL_ROOM = 0.07
 """Of the height of a drawing: what the base's name takes."""
-
-FADED = 0.1
-"""Opacity of what is not picked."""
 
 _SHARE = alt.selection_point(name="share", fields=["quantity"], bind="legend")
 _SERIES = alt.selection_point(name="series", fields=["series"], on="dblclick", clear=False)
@@ -90,19 +88,20 @@ def along_training(rows: Rows, series: Mapping[str, str] = {}) -> Chart:
     """
     values = [_mark(model, name, share, series) for model, one in rows for name, share in quantities(one).items()]
     names = list(dict.fromkeys(value["quantity"] for value in values))
+    picks = _picks(values)
     drawn, x = inline(values), alt.X("step:Q", title="Update steps", scale=alt.Scale(zero=True, nice=TICKS))
     y = alt.Y(
         "value:Q", title="Per cent of items", scale=alt.Scale(domain=_range(rows, values), nice=TICKS, zero=False)
     )
     colour = alt.Color("quantity:N", title="Share", scale=colours(names), legend=_legend(names))
-    line = drawn.mark_line(strokeWidth=1.6).encode(x, y, colour, alt.Detail("run:N"), opacity=_picked(values, 1))
+    line = drawn.mark_line(strokeWidth=1.6).encode(x, y, colour, alt.Detail("run:N"), opacity=alone(picks, 1))
     whiskers = drawn.mark_rule(strokeWidth=1.4).encode(
-        x, alt.Y("low:Q"), alt.Y2("high"), colour, opacity=_picked(values, 0.7)
+        x, alt.Y("low:Q"), alt.Y2("high"), colour, opacity=alone(picks, 0.7)
     )
     marks = drawn.mark_point(size=44, filled=True, aria=False).encode(
         x, y, colour, alt.Shape("quantity:N", title="Share", scale=shapes(names), legend=_legend(names)),
-        opacity=_picked(values, 1), tooltip=_tooltip(),
-    ).add_params(*_picks(values))  # fmt: skip
+        opacity=alone(picks, 1), tooltip=_tooltip(),
+    ).add_params(*picks)  # fmt: skip
     layers = [*_base(rows[0][1], _range(rows, values), across=False), whiskers, line, marks]
     return styled(layers, title=f"{visible(rows[0][1].name)} along training")
 
@@ -119,7 +118,7 @@ def against_forgetting(rows: Rows, corpus: str, series: Mapping[str, str] = {}) 
         for name, share in quantities(one).items()
     ]
     names = list(dict.fromkeys(value["quantity"] for value in values))
-    drawn = inline(values)
+    drawn, picks = inline(values), _picks(values)
     x = alt.X(
         "nats:Q", title=f"Forgetting on {visible(corpus)}, nats per token", scale=alt.Scale(nice=TICKS),
         axis=alt.Axis(titleLimit=300),
@@ -129,15 +128,15 @@ def against_forgetting(rows: Rows, corpus: str, series: Mapping[str, str] = {}) 
     )
     colour = alt.Color("quantity:N", title="Share", scale=colours(names), legend=_legend(names))
     line = drawn.mark_line(strokeWidth=1).encode(
-        x, y, colour, alt.Detail("run:N"), alt.Order("step:Q", sort="ascending"), opacity=_picked(values, 0.5)
+        x, y, colour, alt.Detail("run:N"), alt.Order("step:Q", sort="ascending"), opacity=alone(picks, 0.5)
     )
     whiskers = drawn.mark_rule(strokeWidth=1.4).encode(
-        x, alt.Y("low:Q"), alt.Y2("high"), colour, opacity=_picked(values, 0.5)
+        x, alt.Y("low:Q"), alt.Y2("high"), colour, opacity=alone(picks, 0.5)
     )
     marks = drawn.mark_point(size=44, filled=True, aria=False).encode(
         x, y, colour, alt.Shape("quantity:N", title="Share", scale=shapes(names), legend=_legend(names)),
-        opacity=_picked(values, 1), tooltip=[*_tooltip(), alt.Tooltip("kl:N", title="Forgetting, nats per token")],
-    ).add_params(*_picks(values))  # fmt: skip
+        opacity=alone(picks, 1), tooltip=[*_tooltip(), alt.Tooltip("kl:N", title="Forgetting, nats per token")],
+    ).add_params(*picks)  # fmt: skip
     return styled(
         [*_base(rows[0][1], _range(rows, values), across=False), whiskers, line, marks],
         title=f"{visible(rows[0][1].name)} against forgetting",
@@ -156,7 +155,7 @@ def by_model(rows: Rows, names: Mapping[str, str], series: Mapping[str, str] = {
     ]
     shares = list(dict.fromkeys(value["quantity"] for value in values))
     models = list(dict.fromkeys(value["model"] for value in values))
-    drawn = inline(values)
+    drawn, picks = inline(values), _picks(values)
     x = alt.X(
         "value:Q", title="Per cent of items", scale=alt.Scale(domain=_range(rows, values), nice=TICKS, zero=False)
     )
@@ -165,12 +164,12 @@ def by_model(rows: Rows, names: Mapping[str, str], series: Mapping[str, str] = {
     legend = _legend(shares, offset=26)  # the base's name stands between
     colour = alt.Color("quantity:N", title="Share", sort=shares, scale=colours(shares), legend=legend)
     whiskers = drawn.mark_rule(strokeWidth=1.6).encode(
-        alt.X("low:Q"), alt.X2("high"), y, offset, colour, opacity=_picked(values, 1)
+        alt.X("low:Q"), alt.X2("high"), y, offset, colour, opacity=alone(picks, 1)
     )
     marks = drawn.mark_point(size=52, filled=True, aria=False).encode(
         x, y, offset, colour, alt.Shape("quantity:N", sort=shares, scale=shapes(shares), legend=legend),
-        opacity=_picked(values, 1), tooltip=_tooltip(),
-    ).add_params(*_picks(values))  # fmt: skip
+        opacity=alone(picks, 1), tooltip=_tooltip(),
+    ).add_params(*picks)  # fmt: skip
     layers = [*_base(rows[0][1], _range(rows, values), across=True), whiskers, marks]
     return styled(layers, title=visible(rows[0][1].name), height=max(2, len(models)) * ROW)
 
@@ -179,15 +178,6 @@ def _picks(values: Sequence[Mapping[str, Any]]) -> list[alt.Parameter]:
     """What of a figure can be picked: a share where its legend names several, a series where all have one."""
     shares = {value["quantity"] for value in values}
     return [*([_SHARE] if len(shares) > 1 else []), *([_SERIES] if all("series" in value for value in values) else [])]
-
-
-def _picked(values: Sequence[Mapping[str, Any]], shown: float) -> Any:
-    """The opacity of what is picked; all else fades."""
-    picks = _picks(values)
-    if not picks:
-        return alt.value(shown)
-    every = picks[0] if len(picks) == 1 else picks[0] & picks[1]
-    return alt.condition(every, alt.value(shown), alt.value(FADED))
 
 
 def _mark(model: ProbedModel, name: str, share: Share, series: Mapping[str, str]) -> dict[str, Any]:

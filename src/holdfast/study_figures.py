@@ -13,23 +13,9 @@ import pandas as pd
 from holdfast.behaviour import ProbeReport
 from holdfast.display import visible
 from holdfast.errors import FitError
-from holdfast.figures import (
-    LIGHT,
-    TICKS,
-    UNIT,
-    Chart,
-    by_series,
-    categories,
-    inline,
-    isolated,
-    isolating,
-    loss_against_forgetting,
-    seen,
-    series_title,
-    styled,
-    trajectories,
-)
+from holdfast.figures import TICKS, UNIT, Chart, inline, loss_against_forgetting, styled, trajectories
 from holdfast.laws import LINE, Laws, fit_law, points
+from holdfast.legends import LIGHT, by_series, categories, isolated, isolating, seen, series_title
 from holdfast.plan_figures import frontier_figure, held_out_figure
 from holdfast.planning import Plan
 from holdfast.stats import Estimate, rounded
@@ -142,7 +128,7 @@ def _series(row: Mapping[Any, Any], way: tuple[str, str], main: tuple[str, str])
     name = f"{way[0]} {size}".rstrip()
     usual, own = (json.loads(settings) for settings in (main[1], way[1]))
     apart = (
-        f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        " ".join(str(part).removesuffix("_proj") for part in value) if isinstance(value, list) else f"{key} {value}"
         for key, value in own.items()
         if way[0] == main[0] and value != usual.get(key)
     )
