@@ -67,12 +67,13 @@ def constants(found: Examined) -> str:
     rows = [("quantity", "form", "constants, 90 % intervals by run")]
     for quantity, fits in found.forms.fits.items():
         for name, fit in fits.items():
-            told = (f"{parameter} {_interval(estimate)}" for parameter, estimate in fit.parameters.items())
+            told = (f"{parameter} {interval(estimate)}" for parameter, estimate in fit.parameters.items())
             rows.append((f"`{quantity}`", name, ", ".join(told)))
     return markdown(rows)
 
 
-def _interval(estimate: Estimate) -> str:
+def interval(estimate: Estimate) -> str:
+    """A value with its 90 % interval."""
     if math.isnan(estimate.stderr):
         return "not identified"
     low, high = (rounded(end, estimate.stderr) for end in estimate.interval(0.9))

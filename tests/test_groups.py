@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 import simulated
-from holdfast import archive, overview
+from holdfast import archive, options, overview
 from holdfast.config import Optimizer, RunConfig, Target
 from holdfast.errors import ConfigError
 from holdfast.groups import grouped
-from holdfast.laws import fit, points
+from holdfast.laws import SKIP_FRACTION, fit, points
 from holdfast.methods import Lora
 from holdfast.publishing import publish
 from holdfast.store import Measurement, owning
@@ -149,6 +149,18 @@ def test_a_law_of_several_targets_is_refused_and_of_one_is_fitted(runs: Path) ->
     assert len(found["groups"]) == 1
 
 
+def test_a_page_leaves_out_the_first_steps_that_it_is_asked_to(runs: Path, tmp_path: Path) -> None:
+    asked = ("--only", "target=sums", "--skip-fraction", "0.5")
+    fitted = json.loads(called("fit", str(runs), *asked, "--json").stdout)["laws"]
+    assert fitted["skip_fraction"] == 0.5
+    written = called("report", str(runs), *asked, "--output-dir", str(tmp_path))
+    assert written.returncode == 0, written.stderr
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert f"measured {fitted['lines'][KL]['n_points']} times" in page
+    assert "Hollow marks are the first 50 %" in page
+    assert options.SKIP_FRACTION == SKIP_FRACTION
+
+
 def test_a_study_of_several_targets_has_an_overview_and_a_page_for_each(runs: Path, tmp_path: Path) -> None:
     done = called("report", str(runs), "--output-dir", str(tmp_path), "--max-forgetting", "0.1")
     assert done.returncode == 0, done.stderr
@@ -171,7 +183,14 @@ def test_the_overview_is_made_again_from_what_it_left(runs: Path, tmp_path: Path
             return publish(source, folder, commands=["holdfast report"], only=list(only), reload_s=1)
 
         overview.publish_each(
-            source, tmp_path, page, only=None, corpus=None, commands=["holdfast report"], reload_s=None
+            source,
+            tmp_path,
+            page,
+            only=None,
+            corpus=None,
+            skip_fraction=0.2,
+            commands=["holdfast report"],
+            reload_s=None,
         )
         return (tmp_path / "report.html").read_bytes()
 

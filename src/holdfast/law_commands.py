@@ -8,15 +8,14 @@ from typing import Annotated
 import typer
 
 from holdfast.errors import ConfigError
-from holdfast.options import Budget, Corpus, Goal, Json, Only, Risk, Runs, print_json
+from holdfast.options import SKIP_FRACTION, Budget, Corpus, Goal, Json, Only, Risk, Runs, Skip, print_json
 
 
 def fit(
     runs: Annotated[Path, typer.Argument(help="Folder of runs made by `holdfast sweep`, or a CSV file of points.")],
     corpus: Corpus = None,
     only: Only = None,
-    skip_fraction: Annotated[float, typer.Option(help="Share of each run's first steps left out of the fits.")] = 50
-    / 260,
+    skip_fraction: Skip = SKIP_FRACTION,
     x: Annotated[str | None, typer.Option(help="Of a CSV file: its input columns, one or two, with a comma.")] = None,
     y: Annotated[str | None, typer.Option(help="Of a CSV file: the column to fit.")] = None,
     group: Annotated[str | None, typer.Option(help="Of a CSV file: the column that names each row's run.")] = None,
@@ -56,6 +55,7 @@ def plan(
     ] = None,
     corpus: Corpus = None,
     only: Only = None,
+    skip_fraction: Skip = SKIP_FRACTION,
     as_json: Json = False,
 ) -> None:
     """The best rank and number of steps under a forgetting budget, for a loss to reach, or both.
@@ -66,7 +66,8 @@ def plan(
     from holdfast import archive, law_screens, laws, planning, presets, progress
 
     if runs is not None and law is None:
-        fitted, speed = laws.fit(archive.table(runs, only=only), corpus=corpus), progress.seconds_per_token(runs)
+        fitted = laws.fit(archive.table(runs, only=only), corpus=corpus, skip_fraction=skip_fraction)
+        speed = progress.seconds_per_token(runs)
     elif law is not None and runs is None:
         fitted, speed = presets.published(law), None
     else:
@@ -85,6 +86,7 @@ def forecast(
     max_forgetting: Budget = None,
     corpus: Corpus = None,
     only: Only = None,
+    skip_fraction: Skip = SKIP_FRACTION,
     as_json: Json = False,
 ) -> None:
     """Where a run in progress will be, from its own first part and the laws of the finished runs.
@@ -94,7 +96,7 @@ def forecast(
     from holdfast import archive, forecasting, law_screens, laws, store
 
     table = archive.table(runs, only=only)
-    fitted, name = laws.fit(table, corpus=corpus), store.full_name(table, run)
+    fitted, name = laws.fit(table, corpus=corpus, skip_fraction=skip_fraction), store.full_name(table, run)
     made = [
         forecasting.forecast(fitted, table, name, steps=steps, quantity=quantity)
         for quantity in ("target_nll", *laws.FORGETTING)
@@ -114,6 +116,7 @@ def next_(
     number: Annotated[int, typer.Option(min=1, help="How many runs to choose, each counting on those before.")] = 5,
     corpus: Corpus = None,
     only: Only = None,
+    skip_fraction: Skip = SKIP_FRACTION,
     as_json: Json = False,
 ) -> None:
     """Which run to make next, or to finish: what narrows the plan's interval most for its cost; or to stop.
@@ -123,6 +126,6 @@ def next_(
     from holdfast import archive, design, law_screens, laws
 
     table = archive.table(runs, only=only)
-    fitted = laws.fit(table, corpus=corpus)
+    fitted = laws.fit(table, corpus=corpus, skip_fraction=skip_fraction)
     found = design.next_runs(fitted, table, max_forgetting=max_forgetting, tolerance=tolerance, number=number)
     print_json(found.to_dict()) if as_json else law_screens.show_next(found)

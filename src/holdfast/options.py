@@ -27,6 +27,10 @@ Only = Annotated[
     list[str] | None,
     typer.Option("--only", metavar="COLUMN=VALUE", help="Runs of one kind, such as target=gsm8k; repeatable."),
 ]
+SKIP_FRACTION = 50 / 260
+"""`points.SKIP_FRACTION`, without loading what computes."""
+
+Skip = Annotated[float, typer.Option(help="Share of each run's first steps left out of the fits.")]
 Budget = Annotated[float | None, typer.Option(help="Most forgetting to accept, nats per token.", callback=_finite)]
 Goal = Annotated[
     float | None, typer.Option(help="Loss on the held-out target to reach, nats per token.", callback=_finite)

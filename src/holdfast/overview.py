@@ -15,7 +15,7 @@ from holdfast.archive import FILE, read_runs, write_archive
 from holdfast.display import visible
 from holdfast.errors import FitError
 from holdfast.groups import QUANTITY, Group, grouped
-from holdfast.laws import SKIP_FRACTION, points
+from holdfast.laws import points
 from holdfast.page import figure_entries, render, rows_file
 from holdfast.publishing import Published, common_facts, page_title
 from holdfast.reporting import LEVEL, groups_grid
@@ -28,7 +28,8 @@ from holdfast.study_figures import captions, panels_by_target, with_series
 
 def publish_each(
     runs: Path, output_dir: Path, publish: Callable[[Path, Sequence[str]], Published], *,
-    only: Sequence[str] | None, corpus: str | None, commands: Sequence[str], reload_s: int | None,
+    only: Sequence[str] | None, corpus: str | None, skip_fraction: float, commands: Sequence[str],
+    reload_s: int | None,
 ) -> Published:  # fmt: skip
     """The page of the one target of a folder of runs, or one of each in a folder named after it, and an overview.
 
@@ -44,10 +45,10 @@ def publish_each(
     table = tabulate(made)
     names = dict(zip(targets, folder_names([_called(made, target) for target in targets]), strict=True))
     pages = {target: publish(output_dir / name, [*(only or ()), f"target={target}"]) for target, name in names.items()}
-    groups = grouped(table, corpus=corpus)
+    groups = grouped(table, corpus=corpus, skip_fraction=skip_fraction)
     page = overview(
-        table, groups, corpus=corpus, title=page_title(made), commands=commands, reload_s=reload_s,
-        pages={names[target]: page.why_no_laws for target, page in pages.items()},
+        table, groups, corpus=corpus, skip_fraction=skip_fraction, title=page_title(made), commands=commands,
+        reload_s=reload_s, pages={names[target]: page.why_no_laws for target, page in pages.items()},
         provenance=common_facts([run.provenance for run in made if run.state == "done"]),
     )  # fmt: skip
     with files.refusing(output_dir):
@@ -59,8 +60,8 @@ def publish_each(
 
 
 def overview(
-    table: pd.DataFrame, groups: Sequence[Group], *, corpus: str | None, title: str, commands: Sequence[str],
-    provenance: dict[str, Any], pages: dict[str, str | None], reload_s: int | None = None,
+    table: pd.DataFrame, groups: Sequence[Group], *, corpus: str | None, skip_fraction: float, title: str,
+    commands: Sequence[str], provenance: dict[str, Any], pages: dict[str, str | None], reload_s: int | None = None,
 ) -> str:  # fmt: skip
     """The page itself; `pages` are the folders of the targets' own, and why there is no law on one."""
     first: dict[str, Group] = {}
@@ -77,7 +78,7 @@ def overview(
         reload_s=reload_s,
         content={
             "headline": _headline(list(first.values())),
-            "same": _same_price(table, corpus),
+            "same": _same_price(table, corpus, skip_fraction),
             "groups": groups_grid(groups) if groups else None,
             "pages": [(name, visible(name), why) for name, why in pages.items()],
             "numbers": {name: number for number, name in enumerate(drawn, 1)},
@@ -120,13 +121,13 @@ def _tenth(group: Group) -> str:
     return f"{rounded(0.1 * price.value, 0.1 * price.stderr)} ({low} to {high})"
 
 
-def _same_price(table: pd.DataFrame, corpus: str | None) -> str:
+def _same_price(table: pd.DataFrame, corpus: str | None, skip_fraction: float) -> str:
     """Whether the targets have one price, tested over the runs of each."""
     done = table[table["state"] == "done"]
     parts = []
     for _, part in done.groupby("target"):
         try:
-            parts.append(points(part, corpus=corpus, skip_fraction=SKIP_FRACTION))
+            parts.append(points(part, corpus=corpus, skip_fraction=skip_fraction))
         except FitError:
             continue
     if len(parts) < 2:

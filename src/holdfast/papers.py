@@ -18,7 +18,7 @@ from holdfast.comparison import beside_the_paper, frame, identified
 from holdfast.display import visible
 from holdfast.errors import ConfigError
 from holdfast.figures import UNIT
-from holdfast.laws import Laws, points
+from holdfast.laws import SKIP_FRACTION, Laws, points
 from holdfast.planning import plan
 from holdfast.stats import rounded
 from holdfast.study_figures import charts, last_measured
@@ -62,6 +62,7 @@ def draw_study(
     max_forgetting: float | None = None,
     corpus: str | None = None,
     only: Sequence[str] | None = None,
+    skip_fraction: float = SKIP_FRACTION,
 ) -> tuple[Path, ...]:
     """Every figure of a folder of runs in each format, and its tables as CSV and LaTeX; the files written.
 
@@ -79,7 +80,7 @@ def draw_study(
             raise ConfigError(f"got format {kind!r}, expected one of {', '.join(FORMATS)}, at the figures")
     rows = stored(runs, only=only)
     probed = read_afterwards(runs, set(rows["run"])).probed
-    found = examine(rows, corpus=corpus)
+    found = examine(rows, corpus=corpus, skip_fraction=skip_fraction)
     planned = None if max_forgetting is None else plan(found.laws, max_forgetting=max_forgetting)
     written = {
         f"{name}.{kind}": _drawn(chart, kind, style)

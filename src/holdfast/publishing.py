@@ -23,7 +23,7 @@ from holdfast.forgetting import ForgettingReport
 from holdfast.forgetting_page import forgetting_page
 from holdfast.forms import compare_forms
 from holdfast.groups import grouped
-from holdfast.laws import Laws, fit, points
+from holdfast.laws import SKIP_FRACTION, Laws, fit, points
 from holdfast.planning import Plan, plan
 from holdfast.probe_page import probe_page
 from holdfast.progress import status
@@ -59,6 +59,7 @@ def publish(
     risk: float = 0.1,
     corpus: str | None = None,
     only: Sequence[str] | None = None,
+    skip_fraction: float = SKIP_FRACTION,
     reload_s: int | None = None,
 ) -> Published:
     """Write `report.html` and its figures (PNG and SVG, from the same definitions) for a folder of runs.
@@ -78,13 +79,15 @@ def publish(
     made = read_runs(runs, only=only)
     table, after = tabulate(made), afterwards.read_afterwards(runs, {run.name for run in made})
     try:
-        laws, why_not = fit(table, corpus=corpus), None
+        laws, why_not = fit(table, corpus=corpus, skip_fraction=skip_fraction), None
     except FitError as error:
         laws, why_not = None, str(error)
     asked = max_forgetting is not None or target_loss is not None
     planned = plan(laws, max_forgetting=max_forgetting, target_loss=target_loss, risk=risk) if laws and asked else None
-    validation = None if laws is None else validate(table, corpus=laws.corpus)
-    used = None if laws is None or reload_s is not None else points(table, corpus=laws.corpus)
+    corpus = corpus if laws is None else laws.corpus
+    validation = None if laws is None else validate(table, corpus=corpus, skip_fraction=skip_fraction)
+    done = laws is not None and reload_s is None
+    used = points(table, corpus=corpus, skip_fraction=skip_fraction) if done else None
     forms = None if used is None else compare_forms(used)
     compared = beside_the_paper(used, laws, forms) if laws and forms and used is not None else None
     page = report(
@@ -94,7 +97,7 @@ def publish(
         validation=validation,
         forms=forms,
         compared=compared,
-        groups=grouped(table, corpus=laws.corpus) if laws else (),
+        groups=grouped(table, corpus=corpus, skip_fraction=skip_fraction) if laws else (),
         after=after,
         reload_s=reload_s,
         title=page_title(made),

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from holdfast.errors import ConfigError
-from holdfast.options import Budget, Corpus, Device, Goal, Only, Risk, Runs, typed
+from holdfast.options import SKIP_FRACTION, Budget, Corpus, Device, Goal, Only, Risk, Runs, Skip, typed
 
 
 def report(
@@ -20,6 +20,7 @@ def report(
     risk: Risk = 0.1,
     corpus: Corpus = None,
     only: Only = None,
+    skip_fraction: Skip = SKIP_FRACTION,
     watch: Annotated[bool, typer.Option("--watch", help="Keep it current until every run has ended.")] = False,
 ) -> None:
     """Write one self-contained page, `report.html`, and its figures as PNG and SVG.
@@ -34,11 +35,18 @@ def report(
         def page(folder: Path, of: Sequence[str]) -> publishing.Published:
             return publishing.publish(
                 runs, folder, commands=[typed()], max_forgetting=max_forgetting, target_loss=target_loss, risk=risk,
-                corpus=corpus, only=of, reload_s=reload_s,
+                corpus=corpus, only=of, skip_fraction=skip_fraction, reload_s=reload_s,
             )  # fmt: skip
 
         published = overview.publish_each(
-            runs, output_dir or runs, page, only=only, corpus=corpus, commands=[typed()], reload_s=reload_s
+            runs,
+            output_dir or runs,
+            page,
+            only=only,
+            corpus=corpus,
+            skip_fraction=skip_fraction,
+            commands=[typed()],
+            reload_s=reload_s,
         )
         if reload_s is not None:
             terminal.show_written([published.page])
@@ -62,6 +70,7 @@ def figures(
     max_forgetting: Budget = None,
     corpus: Corpus = None,
     only: Only = None,
+    skip_fraction: Skip = SKIP_FRACTION,
 ) -> None:
     """Write every figure of a study for a paper, and its tables as LaTeX and CSV.
 
@@ -71,7 +80,7 @@ def figures(
 
     written = papers.draw_study(
         runs, output_dir or runs / "figures", formats=format_ or ["pdf"], style=style, max_forgetting=max_forgetting,
-        corpus=corpus, only=only,
+        corpus=corpus, only=only, skip_fraction=skip_fraction,
     )  # fmt: skip
     terminal.show_written(written)
 

@@ -1,0 +1,206 @@
+"""The paper's questions, answered by a folder of runs: tables for its README, from its `runs.parquet` alone.
+
+    python scripts/answers.py studies/smollm2-135m       # writes the tables of its README.md
+
+Of each kind of text learned, the runs trained as most were answer; other ways of training are held to their laws. The
+first 15 % of each run's steps are left out of every fit. No model, no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from holdfast.archive import table
+from holdfast.fits import fit_law
+from holdfast.forms import Forms, compare_forms
+from holdfast.formulas import LINE, MULTIPLICATIVE, SATURATING
+from holdfast.groups import Group, grouped
+from holdfast.points import points
+from holdfast.presets import PUBLISHED, published
+from holdfast.slopes import prices, slope_equality
+from holdfast.stats import Estimate, rounded
+from holdfast.study_figures import with_series
+
+sys.path.insert(0, str(Path(__file__).parent))
+from next_run import replaced
+from stored_study import interval, markdown
+
+SKIP = 0.15
+"""Share of each run's first steps that no fit uses."""
+
+KL, HARD, LOSS = "kl_base_tuned", "hard_cross_entropy", "target_nll"
+LEAST_RUNS = 3
+"""Below which a group has no answers of its own."""
+
+NAMES = {LOSS: "loss", KL: "forgetting", HARD: "hard forgetting"}
+
+
+def main() -> None:
+    """Write the README's tables."""
+    folder = Path(sys.argv[1])
+    runs, page = with_series(table(folder)), folder / "README.md"
+    text = page.read_text(encoding="utf-8")
+    for name, content in answers(runs).items():
+        text = replaced(text, name, content)
+    page.write_text(text, encoding="utf-8")
+
+
+def answers(runs: pd.DataFrame) -> dict[str, str]:
+    """Each table as Markdown, by its name in the README."""
+    every = dict(measured(runs))
+    forms = {at: compare_forms(part) for at, part in every.items()}
+    return {
+        "made": made(runs), "line": line(every), "rank": rank(every), "forms": best(every, forms),
+        "exponents": exponents(every), "same": same(every), "others": others(runs),
+    }  # fmt: skip
+
+
+def measured(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    """What each text learned and each text retained have for a law: the points of the runs trained as most were."""
+    usual = runs[
+        runs["series"].astype(str).str.isdecimal() & (runs["learning_rate"] == runs["learning_rate"].mode()[0])
+    ]
+    for _, part in usual[usual["state"] == "done"].groupby("target"):
+        if part["run"].nunique() < LEAST_RUNS:
+            continue
+        for corpus in sorted(part.loc[part["role"] == "retain", "corpus"].unique(), reverse=True):
+            found = points(part, corpus=corpus, skip_fraction=SKIP)
+            yield (str(found["target"].iloc[0]), corpus), found
+
+
+def made(runs: pd.DataFrame) -> str:
+    """Which runs there are."""
+    done = runs[(runs["state"] == "done") & (runs["role"] == "target")].sort_values("step")
+    last = done.drop_duplicates("run", keep="last")
+    rows = [("learned", "runs", "rank or method", "loss before", "loss after, least to most")]
+    for name, part in last.groupby("corpus"):
+        after, series = part["nll"], part["series"].cat.remove_unused_categories().cat.categories
+        ends = f"{after.min():.3f} to {after.max():.3f}"
+        rows.append((str(name), str(len(part)), ", ".join(series), f"{part['base_nll'].iloc[0]:.3f}", ends))
+    return markdown(rows)
+
+
+def line(every: dict[tuple[str, str], pd.DataFrame]) -> str:
+    """Is forgetting linear in the loss?"""
+    rows = [
+        ("learned", "retained", "runs, points", "R², KL", "R², hard", "price, KL", "bend", "off by: line, bent",
+         "within a run, less pooled")
+    ]  # fmt: skip
+    for (target, corpus), part in every.items():
+        straight, hard = (fit_law(LINE, part, quantity, huber=math.inf) for quantity in (KL, HARD))
+        bent, price = fit_law(SATURATING, part, KL), prices(part, KL)
+        rows.append(
+            (
+                target, corpus, f"{part['run'].nunique()}, {len(part)}", f"{straight.r2:.3f}", f"{hard.r2:.3f}",
+                interval(price.ordinary), interval(bent.parameters["bend"]), f"{straight.rmse:.4f}, {bent.rmse:.4f}",
+                interval(price.difference),
+            )
+        )  # fmt: skip
+    return markdown(rows)
+
+
+def rank(every: dict[tuple[str, str], pd.DataFrame]) -> str:
+    """Does rank matter at equal loss?"""
+    rows = [("learned", "retained", "price by rank", "forgetting at equal loss, nats a doubling of the rank")]
+    for (target, corpus), part in every.items():
+        rows.append((target, corpus, str(slope_equality(part, KL, by="r")), interval(gap(part))))
+    return markdown(rows)
+
+
+def gap(part: pd.DataFrame) -> Estimate:
+    """How far runs lie above the pooled line by their rank: a line in log2(rank) through one mean a run."""
+    fitted = fit_law(SATURATING, part, KL)
+    above = part[KL] - np.asarray(fitted.predict(target_nll=part[LOSS].to_numpy()).mean)
+    runs = part.assign(above=above).groupby("run").agg(above=("above", "mean"), r=("r", "first"))
+    x, y = np.log2(runs["r"].to_numpy(float)), runs["above"].to_numpy()
+    dx, spare = x - x.mean(), len(y) - 2
+    slope = float(dx @ y) / float(dx @ dx)
+    left = y - y.mean() - slope * dx
+    error = math.sqrt(float(left @ left) / spare / float(dx @ dx)) if spare > 0 else math.nan
+    return Estimate(value=slope, stderr=error, n=spare + 1)
+
+
+def best(every: dict[tuple[str, str], pd.DataFrame], forms: dict[tuple[str, str], Forms]) -> str:
+    """Which form forecasts what it has not seen?"""
+    rows = [
+        ("learned", "retained", "of", "held out", "nearest form", "off by", "of the mean", "the paper's", "a constant")
+    ]
+    for (target, corpus), found in forms.items():
+        for quantity in (LOSS, KL):
+            scores = {score.form: score.errors for score in found.scores() if score.quantity == quantity}
+            constant = found.baselines(quantity)["a constant"]
+            for held, form in found.nearest(quantity).items():
+                error, papers = scores[form][held], scores.get("paper", {}).get(held, math.nan)
+                share = f"{100 * error / _mean(found, quantity, held):.1f} %"
+                theirs = "–" if math.isnan(papers) else f"{papers:.2g}"
+                of = (target, corpus if quantity == KL else "", NAMES[quantity], held)
+                rows.append((*of, form, f"{error:.2g}", share, theirs, f"{constant[held]:.2g}"))
+    return markdown(list(dict.fromkeys(rows)))
+
+
+def _mean(found: Forms, quantity: str, held: str) -> float:
+    values = [
+        point.observed
+        for one in found.validation.held_out
+        if one.quantity == quantity and one.split == held
+        for point in one.points
+    ]
+    return float(np.mean(values)) if values else math.nan
+
+
+def exponents(every: dict[tuple[str, str], pd.DataFrame]) -> str:
+    """Effective exponents in parameters and steps, beside the paper's."""
+    rows = [("learned", "retained", "of", "x, parameters", "y, steps", "R²")]
+    for (target, corpus), part in every.items():
+        for quantity in (LOSS, KL, HARD):
+            fitted = fit_law(MULTIPLICATIVE, part, quantity)
+            x, y = (interval(fitted.parameters[name]) for name in ("x", "y"))
+            kept = "" if quantity == LOSS else corpus
+            rows.append((target, kept, NAMES[quantity], x, y, f"{fitted.r2:.3f}"))
+    for name in PUBLISHED:
+        for quantity, fitted in published(name).joint.items():
+            x, y = (f"{fitted.parameters[each].value:.3f}" for each in ("x", "y"))
+            r2 = "–" if math.isnan(fitted.r2) else f"{fitted.r2:.3f}"
+            rows.append((f"`{name}`", "wikitext", NAMES[quantity], x, y, r2))
+    return markdown(list(dict.fromkeys(rows)))
+
+
+def same(every: dict[tuple[str, str], pd.DataFrame]) -> str:
+    """Is the price one, whatever is learned?"""
+    lines = []
+    for corpus in dict.fromkeys(corpus for _, corpus in every):
+        parts = [part for (_, name), part in every.items() if name == corpus]
+        if len(parts) > 1:
+            lines.append(f"* On {corpus}: {slope_equality(pd.concat(parts, ignore_index=True), KL, by='target')}")
+    return "\n".join(lines) or "Not testable yet."
+
+
+def others(runs: pd.DataFrame) -> str:
+    """Do the laws hold for ways of training that they were not fitted to?"""
+    rows = [("learned", "retained", "trained by", "runs", "price", "the line is off by", "and on the whole")]
+    for corpus in sorted(runs.loc[runs["role"] == "retain", "corpus"].unique(), reverse=True):
+        for group in grouped(runs.drop(columns="series"), corpus=corpus, skip_fraction=SKIP):
+            missed = next((one for one in group.missed if one.law == LINE.name), None)
+            if missed is not None:
+                rows.append(
+                    (
+                        group.target, corpus, _way(group), str(group.n_runs), interval(group.price),
+                        rounded(missed.rmse, missed.rmse / 10), f"{missed.bias:+.2g}",
+                    )
+                )  # fmt: skip
+    return markdown(rows) if len(rows) > 1 else "No other way has been tried yet."
+
+
+def _way(group: Group) -> str:
+    return replace(group, settings={name: said for name, said in group.settings.items() if name != "target"}).name
+
+
+if __name__ == "__main__":
+    main()
