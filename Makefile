@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed  ## fine-tune a small model, measure what it forgets, fit, plan and report: about ten minutes
+demo: .venv/installed  ## fine-tune a small model, measure what it forgets, fit, plan and report: ten to twenty minutes
 	$(BIN)/holdfast demo
 
 test: .venv/installed  ## the whole suite, a file at a time on every core, in the order of names: the last are short

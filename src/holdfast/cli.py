@@ -37,7 +37,9 @@ def demo(
     max_forgetting: Budget = 0.05,
     device: Device = "auto",
 ) -> None:
-    """Fine-tune a small real model, measure, fit, plan and report: ten minutes on two cores, no account, no hub.
+    """Fine-tune a small real model, measure, fit, plan and report: no account, no hub.
+
+    Ten minutes on two cores, twenty where they have no native bf16.
 
     Example: `holdfast demo --max-forgetting 0.05`
     """
