@@ -222,7 +222,7 @@ def test_the_command_goes_on_where_it_was_stopped_and_ends_the_same(
     real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Real runs, stopped after the second that was chosen; once more, without a stop before."""
-    monkeypatch.setattr(pursuit, "look_ahead", few := _Few(3))
+    monkeypatch.setattr(pursuit, "look_ahead", few := Few(3))
     command = ["sweep", str(real), "--until-interval", "1e-6", "--budget-hours", "1", "--json", "--output-dir"]
     code, out, err = run([*command, str(tmp_path / "whole")], monkeypatch, capsys)
     assert code == 0, err
@@ -242,7 +242,7 @@ def test_the_command_goes_on_where_it_was_stopped_and_ends_the_same(
     assert rows == found["table"]
 
 
-class _Few:
+class Few:
     """The look ahead, whose budget is spent, or whose process dies, after so many. A class because it counts."""
 
     def __init__(self, left: int) -> None:
@@ -293,7 +293,7 @@ def test_an_interval_that_is_wide_enough_needs_no_run_and_a_dry_run_writes_none(
         (["--until-interval", "0.1"], "got --until-interval 0.1 and --budget-hours None, expected both or neither"),
         (["--budget-hours", "1"], "expected both or neither"),
         (["--until-interval", "nan", "--budget-hours", "1"], "got interval nan, expected a number above 0"),
-        (["--until-interval", "1", "--budget-hours", "1e-9"], "of the study itself that take about"),
+        (["--until-interval", "1", "--budget-hours", "1e-9"], "got runs that take about"),
     ],
 )
 def test_a_goal_that_is_none_is_a_mistake(

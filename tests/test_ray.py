@@ -52,6 +52,25 @@ read = read_study(Path(sys.argv[1]), overrides=["grid.adapter.r=[1,2,4]", "steps
 print(crashes.canonical(sweeps.sweep(read, out=sys.argv[2])))
 """
 
+PURSUIT = """
+import sys, crashes, test_pursuit
+from pathlib import Path
+from holdfast import pursuit, sweep_screens
+from holdfast.config import read_study
+study, out, where = sys.argv[1:]
+pursuit.look_ahead = test_pursuit.Few(2)
+read = read_study(Path(study), overrides=["grid.adapter.r=[2,4,8]", "steps=6", "measure.points=4", "measure.first=2"])
+goal = pursuit.Goal(max_forgetting=0.05, interval=1e-6, budget_s=3600)
+options = {"output_dir": Path(out), "device": "cpu", "retry_failed": False, "keep_adapters": False, "pack": 1}
+options |= {"goal": goal, "workers": 1, "report_to": []}
+if where == "ray":
+    table, ended = sweep_screens.sweep_until_on_cluster(read, address=None, **options)
+else:
+    table, ended = sweep_screens.sweep_until(read, shard=1, **options)
+print(ended.ended, ended.made)
+print(crashes.canonical(table))
+"""
+
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
@@ -245,6 +264,22 @@ def test_a_cluster_of_this_machine_is_on_loopback_behind_a_token_and_stops_as_as
     until(lambda: not processes(ours["HOLDFAST_TEST"]), seconds=30)
 
 
+def test_runs_of_its_own_choice_are_made_on_a_cluster_as_on_this_machine(
+    study: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The study's own three runs and one that was chosen after them; then the budget is spent."""
+    made = [
+        subprocess.run(
+            [sys.executable, "-c", PURSUIT, str(study), str(tmp_path / where), where],
+            capture_output=True, text=True, env=environment, check=False,
+        )
+        for where in ("ray", "here")
+    ]  # fmt: skip
+    assert [one.returncode for one in made] == [0, 0], made[0].stderr
+    assert made[0].stdout.startswith("budget 4\n")
+    assert made[0].stdout == made[1].stdout
+
+
 def test_a_node_that_does_not_share_the_folder_or_its_locks_is_refused(tmp_path: Path) -> None:
     look = "import sys; from pathlib import Path; from holdfast.sharing import check_shared\n"
     look += "check_shared(Path(sys.argv[1]), sys.argv[2])"
@@ -286,7 +321,7 @@ def test_what_cannot_be_is_refused_at_once(
 ) -> None:
     for more, why in (
         (["--executor", "ray", "--dry-run"], "for one machine"),
-        (["--executor", "ray", "--until-interval", "0.1", "--budget-hours", "1"], "for one machine"),
+        (["--executor", "ray", "--until-interval", "0.1", "--budget-hours", "1", "--set", "dtype=auto"], "dtype auto"),
         (["--output-dir", "s3://bucket/runs"], "expected a folder of a file system"),
     ):
         code, _, said = run(["sweep", str(study), *more], monkeypatch, capsys)

@@ -108,7 +108,7 @@ def sweep(
     from holdfast.config import read_study
 
     read = read_study(study, overrides=overrides or [])
-    sweep_screens.check_place(executor, output_dir, alone=until_interval is not None or dry_run or shard > 1)
+    sweep_screens.check_place(executor, output_dir, alone=dry_run or shard > 1)
     goal = sweep_screens.goal(until_interval, budget_hours, max_forgetting, at_once=(workers or 1) * pack)
     options: dict[str, Any] = {"output_dir": output_dir, "device": device, "retry_failed": retry_failed}
     sweep_screens.check_shard(read, shard=shard, device=device, workers=workers or 1, pack=pack)
@@ -119,7 +119,10 @@ def sweep(
         return
     options |= {"keep_adapters": keep_adapters, "pack": pack}
     options["report_to"] = [name.strip() for part in report_to or [] for name in part.split(",")]
-    if executor == "ray":
+    if executor == "ray" and goal is not None:
+        options |= {"address": address, "workers": workers}
+        table, ended = sweep_screens.sweep_until_on_cluster(read, goal=goal, **options)
+    elif executor == "ray":
         table = sweep_screens.sweep_on_cluster(read, address=address, workers=workers, **options)
     elif goal is None:
         table = sweep_screens.sweep_with_progress(read, workers=workers or 1, shard=shard, **options)

@@ -147,24 +147,27 @@ def check_place(executor: str, output_dir: Path, *, alone: bool) -> None:
             f"got {output_dir}, expected a folder of a file system: runs append, rename and lock, at --output-dir"
         )
     if executor == "ray" and alone:
-        raise ConfigError(
-            "got ray, expected processes: --dry-run, --until-interval and --shard are for one machine, at --executor"
-        )
+        raise ConfigError("got ray, expected processes: --dry-run and --shard are for one machine, at --executor")
 
 
 def sweep_on_cluster(
     study: Study, *, address: str | None, output_dir: Path, device: str, retry_failed: bool, keep_adapters: bool,
-    workers: int | None, pack: int, report_to: Sequence[str],
+    workers: int | None, pack: int, report_to: Sequence[str], goal: Goal | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """The same by workers on a Ray cluster, one of which says first what it will take."""
+    """The same by workers on a Ray cluster, one of which says first what it will take; no more than a goal allows."""
     from holdfast.integrations.ray import sweep_on_ray
 
     _check_trackers(report_to, pack=pack)
     console = err()
+
+    def foresee(cost: SweepCost) -> None:
+        _say_cost(cost, output_dir, console)
+        _check_budget(cost, goal, study)
+
     call = partial(
         sweep_on_ray, study, out=output_dir, address=address, workers=workers, device=device,
         retry_failed=retry_failed, keep_adapters=keep_adapters, pack=pack, report_to=report_to,
-        foresee=lambda cost: _say_cost(cost, output_dir, console), aloud=not console.is_terminal,
+        foresee=foresee, aloud=not console.is_terminal,
     )  # fmt: skip
     with _going_on_later(), stopping() as stop:
         if not console.is_terminal:
@@ -204,17 +207,13 @@ def sweep_until(
     shard: int, pack: int, report_to: Sequence[str],
 ) -> tuple[pd.DataFrame, Outlook]:  # fmt: skip
     """`pursuit.pursue`, each of its runs followed as a sweep is; the table of all its runs, and how it ended."""
-    from holdfast import models, pursuit, store, sweeps
+    from holdfast import models, pursuit, sweeps
 
     pursuit.check(study, goal)
     _check_trackers(report_to, pack=pack)
     study = replace(study, runs=tuple(sweeps.resolved(study.runs, models.choose_device(device))))
     cost = estimated(study, output_dir=output_dir, device=device, retry_failed=retry_failed, shard=shard)
-    if cost.seconds > goal.budget_s:
-        raise ConfigError(
-            f"got runs of the study itself that take about {duration(cost.seconds)}, expected at most --budget-hours, "
-            f"which is {duration(goal.budget_s)}, at {study.source}"
-        )
+    _check_budget(cost, goal, study)
     options: dict[str, Any] = {
         "out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters,
         "pack": pack,
@@ -223,8 +222,40 @@ def sweep_until(
     def make(part: Study) -> None:
         _swept(part, options, workers=min(workers, len(part.runs)), shard=shard, report_to=report_to)
 
+    return _pursued(study, goal, output_dir, make)
+
+
+def sweep_until_on_cluster(
+    study: Study, *, goal: Goal, address: str | None, output_dir: Path, **options: Any
+) -> tuple[pd.DataFrame, Outlook]:
+    """The same with all runs made on one Ray cluster; `options` are the others of `sweep_on_cluster`."""
+    from holdfast.integrations.ray import connected
+
+    if any(run.dtype == "auto" for run in study.runs):
+        raise ConfigError(
+            "got dtype auto, expected a precision named in the study, for a law is of one: its machines may differ, at "
+            "--until-interval with --executor ray"
+        )
+    make = partial(sweep_on_cluster, address=address, output_dir=output_dir, goal=goal, **options)
+    with connected(address, aloud=not err().is_terminal):
+        return _pursued(study, goal, output_dir, make)
+
+
+def _pursued(
+    study: Study, goal: Goal, output_dir: Path, make: Callable[[Study], object]
+) -> tuple[pd.DataFrame, Outlook]:
+    from holdfast import pursuit, store
+
     ended = pursuit.pursue(study, out=output_dir, goal=goal, make=make, tell=partial(show_outlook, goal=goal))
     return store.tabulate(pursuit.runs_of(study, output_dir)), ended
+
+
+def _check_budget(cost: SweepCost, goal: Goal | None, study: Study) -> None:
+    if goal is not None and cost.seconds > goal.budget_s:
+        raise ConfigError(
+            f"got runs that take about {duration(cost.seconds)}, expected at most --budget-hours, which is "
+            f"{duration(goal.budget_s)}, at {study.source}"
+        )
 
 
 def goal(interval: float | None, budget_hours: float | None, max_forgetting: float, *, at_once: int) -> Goal | None:

@@ -15,6 +15,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,9 +81,10 @@ def sweep_on_ray(
     """`sweeps.sweep` by workers on a Ray cluster, and the same table; `out` must be on a file system all nodes share.
 
     Without an `address` a cluster of this machine is started, which listens on loopback alone and asks for a token, and
-    ends with the sweep. Without `workers` there are as many as the cluster has GPUs, or cores; a GPU is for one worker,
-    and the cores are shared out between them. With `foresee`, which may refuse, what the sweep will take is tried on
-    one of them first. `look` is called about every fifth of a second; `aloud` what workers say is said here.
+    ends with the sweep; inside `connected` it is that one. Without `workers` there are as many as the cluster has GPUs,
+    or cores; a GPU is for one worker, and the cores are shared out between them. With `foresee`, which may refuse, what
+    the sweep will take is tried on one of them first. `look` is called about every fifth of a second; `aloud` what
+    workers say is said here.
 
     Raises:
         Interrupted: `stop` was asked for; the workers have stopped as well.
@@ -101,7 +103,7 @@ def sweep_on_ray(
         "report_to": list(report_to), "every_s": checkpoint_every_s, "cwd": str(Path.cwd()),
         "version": importlib.metadata.version("holdfast"), "runs": len(study.runs), "pack": pack,
     }  # fmt: skip
-    with _connected(address, aloud=aloud) as nodes, marked(root) as mark:
+    with connected(address, aloud=aloud) as nodes, marked(root) as mark:
         many, place = shares(nodes(), workers=workers, most=-(-len(study.runs) // pack), device=device)
         crew = _Crew(work | {"device": place.device}, place, mark, look=look, stop=stop)
         try:
@@ -149,9 +151,19 @@ def shares(nodes: Sequence[Mapping[str, float]], *, workers: int | None, most: i
 
 
 @contextmanager
-def _connected(address: str | None, *, aloud: bool) -> Iterator[Callable[[], list[Mapping[str, float]]]]:
-    """A cluster for as long as this lasts; gives what looks up the resources of its living nodes."""
+def connected(address: str | None, *, aloud: bool) -> Iterator[Callable[[], list[Mapping[str, float]]]]:
+    """A cluster for as long as this lasts; gives what looks up the resources of its living nodes.
+
+    Where this process has one already it is that one, and goes on afterwards.
+
+    Raises:
+        ConfigError, ResourceError: as `sweep_on_ray`.
+    """
+    check_installed()
     _check_there(address)
+    if _is_connected():
+        yield _living
+        return
     ours = _LOGS if address else _LOGS | _OURS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     before = {name: os.environ.get(name) for name in ours}
     handlers = {number: signal.getsignal(number) for number in EXIT_CODES}
@@ -176,13 +188,24 @@ def _connected(address: str | None, *, aloud: bool) -> Iterator[Callable[[], lis
             raise ResourceError(
                 f"got a cluster on {ray.util.get_node_ip_address()}, expected it on loopback alone, at this machine"
             )
-        yield lambda: [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        yield _living
     finally:
         if aloud:
             time.sleep(1)  # until Ray has told what its workers said last
         ray.shutdown()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _is_connected() -> bool:
+    """Ray is not imported for it: what it reads of the environment then is still to be set."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def _living() -> list[Mapping[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _check_there(address: str | None) -> None:
