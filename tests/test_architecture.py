@@ -136,12 +136,13 @@ ENTRY = {
     "__init__": {"archive", "audit", "behaviour", "design", "exchange", "forecasting", "forgetting", "laws"}
     | {"planning", "presets", "probing", "reporting", "stats", "sweeps", "validation"},
     "terminal": {"display", "errors", "evidence", "forgetting", "planning", "publishing", "stats"},
-    "sweep_screens": {"adapters", "config", "costs", "display", "errors", "files", "integrations.ray"}
-    | {"integrations.trackers", "interrupts", "methods", "models", "progress", "pursuit"}
-    | {"sharding", "status_screens", "store", "sweeps", "terminal", "training", "trials", "workers"},
+    "following": {"display", "integrations.trackers", "methods", "sweeps", "terminal", "training"},
+    "sweep_screens": {"adapters", "config", "costs", "display", "errors", "files", "following", "integrations.ray"}
+    | {"integrations.trackers", "interrupts", "models", "progress", "pursuit"}
+    | {"sharding", "status_screens", "store", "sweeps", "terminal", "trials", "workers"},
     "workers": {"adapters", "config", "costs", "errors", "files", "interrupts", "models", "remote", "sharding"}
-    | {"store", "sweep_screens", "sweeps", "terminal", "trials", "updates"},
-    "remote": {"config", "errors", "interrupts", "sharing", "sweep_screens", "sweeps", "trials"},
+    | {"following", "store", "sweeps", "terminal", "trials", "updates"},
+    "remote": {"config", "errors", "interrupts", "following", "sharing", "sweeps", "trials"},
     "status_screens": {"display", "progress", "terminal"},
     "probe_screens": {"behaviour", "exchange", "proportions", "questions", "refusals", "stats", "terminal"},
     "law_screens": {"choices", "design", "display", "forecasting", "forms", "groups", "laws", "planning"}
@@ -171,7 +172,7 @@ OWNED = {
     "huggingface_hub": {"cards", "sources"},
     "typer": {"cli", "law_commands", "options", "report_commands"},
     "ray": {"integrations.ray"},
-    "rich": {"law_screens", "probe_screens", "status_screens", "sweep_screens", "terminal"},
+    "rich": {"following", "law_screens", "probe_screens", "status_screens", "sweep_screens", "terminal"},
     "altair": {"figures", "legends", "measured_figures", "plan_figures", "probe_figures", "study_figures"},
     "jinja2": {"page"},
     "yaml": {"mistakes"},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import measured
-from holdfast import law_screens, probe_screens, progress, publishing, status_screens, sweep_screens, tables, terminal
+from holdfast import following, law_screens, probe_screens, progress, publishing, status_screens, tables, terminal
 from holdfast.config import Optimizer, RunConfig, Target
 from holdfast.display import BIDI_CONTROLS, visible
 from holdfast.errors import DataError
@@ -70,7 +70,7 @@ def refusals(payload: str) -> None:
 def sweep(payload: str) -> None:
     report = replace(measured.corpus(documents=4), corpus=payload)
     says = Progress(run=RUN, index=0, runs=1, state="in progress", reason=None, event=None)
-    with sweep_screens.SweepProgress() as shown:
+    with following.SweepProgress() as shown:
         shown(says)
         for role in ("target", "retain"):
             shown(replace(says, event=Event(step=4, share=0.5, loss=1.0, role=role, report=report)))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import crashes
-from holdfast import progress, status_screens, sweep_screens, sweeps
+from holdfast import following, progress, status_screens, sweeps
 from holdfast.display import visible
 from holdfast.errors import Interrupted
 from holdfast.interrupts import Stop
@@ -71,12 +71,24 @@ def test_a_run_stopped_between_two_texts_of_one_step_is_followed_when_it_goes_on
 
     with pytest.raises(Interrupted):
         sweeps.sweep(study, out=tmp_path / "runs", stop=stop, tell=tell)
-    with sweep_screens.SweepProgress() as progress:
+    with following.SweepProgress() as progress:
         sweeps.sweep(study, out=tmp_path / "runs", tell=progress)
     said = capsys.readouterr().err
     first, second, *_ = (line for line in said.splitlines() if "run 1/2, r = 2, step" in line)
     assert "step 4/24: forgetting" in first
     assert "step 7/24: held-out loss" in second
+
+
+def test_what_is_left_is_told_by_the_estimate_at_first_and_by_the_pace_later(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs of a few seconds that were thought to take an hour."""
+    with following.SweepProgress(3600) as progress:
+        sweeps.sweep(crashes.study(tiny, tmp_path), out=tmp_path / "runs", tell=progress)
+    left = [line.split("about ")[1] for line in capsys.readouterr().err.splitlines() if "about " in line]
+    assert int(left[0].removesuffix(" min left")) > 30
+    assert left[-1] == "0 s left"
+    assert all(" min" not in said for said in left[len(left) // 2 :])
 
 
 def test_status_as_json_is_only_json(

@@ -72,7 +72,8 @@ def cost(
 ) -> Cost:
     """What `steps` update steps of `tokens_per_step` tokens cost; what is None is not known, nor what follows from it.
 
-    Operations as `flop_per_token`. `seconds_per_token` is of training alone, and taken as the same for every rank.
+    Operations as `flop_per_token`, all that is trained taken to multiply: too many where an input embedding that is not
+    the head is trained as well. `seconds_per_token` is of training alone, and taken as the same for every rank.
 
     Raises:
         ConfigError: something known that is not a positive number.

@@ -75,7 +75,7 @@ class Worker:
         numbers = {RunConfig.model_validate_json(run): number for number, run in given["runs"]}
 
         def made() -> list[str]:
-            from holdfast.sweep_screens import following
+            from holdfast.following import following
 
             with following(self._work["report_to"], out=Path(self._work["root"])) as tell:
                 says = {config.name: self._saying(config, number) for config, number in numbers.items()}

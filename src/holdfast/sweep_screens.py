@@ -1,4 +1,4 @@
-"""Sweeps in a terminal: what one will take, how far it is, and how the runs of a folder stand."""
+"""Sweeps in a terminal: what one will take, how it is made and stopped, and what it goes on for."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
 
 from holdfast import files
 from holdfast.config import Study, read_study
-from holdfast.display import duration, visible
+from holdfast.display import duration
 from holdfast.errors import ConfigError, Interrupted, ResourceError
+from holdfast.following import following
 from holdfast.interrupts import Stop, stopping
-from holdfast.methods import named
 from holdfast.progress import status
 from holdfast.status_screens import standings
 from holdfast.terminal import err, escape
@@ -30,86 +29,8 @@ from holdfast.terminal import err, escape
 if TYPE_CHECKING:
     import pandas as pd
 
-    from holdfast import sweeps, training
     from holdfast.costs import SweepCost
     from holdfast.pursuit import Goal, Outlook
-
-
-class SweepProgress:
-    """Follows a sweep: two bars with an estimate of the end in a terminal, a plain line per measurement elsewhere.
-
-    A class because it holds the display that is redrawn, and when the work began.
-    """
-
-    def __init__(self) -> None:
-        self._console = err()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %  {task.fields[note]}"),
-        )
-        self._bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
-        self._study = self._bars.add_task("study", total=1.0, note="")
-        self._run = self._bars.add_task("run", total=1.0, note="")
-        self._began, self._made_before = math.nan, math.nan
-        self._shares: dict[int, float] = {}  # by the number of a run, as are the others: several may be under way
-        self._losses: dict[int, list[float]] = {}
-        self._forgetting: dict[int, dict[str, str]] = {}
-
-    def __enter__(self) -> SweepProgress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, at: sweeps.Progress) -> None:
-        """Show the next thing that happened."""
-        method, r = named(at.run.adapter)
-        name = f"run {at.index + 1}/{at.runs}, {method if r is None else f'r = {r}'}"
-        if at.state != "in progress":
-            self._show_end(at, name)
-        elif at.event is None:
-            if math.isnan(self._began):
-                self._began = time.monotonic()
-            self._bars.update(self._run, description=name, completed=0, note="preparing")
-        else:
-            self._show_event(at, at.event, name)
-
-    def _show_event(self, at: sweeps.Progress, event: training.Event, name: str) -> None:
-        self._shares[at.index] = event.share
-        made = sum(self._shares.values())
-        if math.isnan(self._made_before):  # what an earlier sweep made was not made in our time
-            self._made_before = made - (event.share if event.step == 0 else 1e-9)
-        pace = (time.monotonic() - self._began) / max(made - self._made_before, 1e-9)
-        left = f"about {duration(pace * (at.runs - made))} left" if made > self._made_before + 1e-6 else "going on"
-        loss = "" if math.isnan(event.loss) else f", loss {event.loss:.3f}"
-        self._bars.update(self._study, completed=made / at.runs, note=left)
-        self._bars.update(self._run, completed=event.share, note=f"step {event.step}/{at.run.steps}{loss}")
-        if event.report is None:
-            return
-        losses = self._losses.setdefault(at.index, [])
-        if event.role == "target":
-            losses.append(event.report.nll.value)
-            return
-        self._forgetting.setdefault(at.index, {})[event.report.corpus] = str(event.report.kl_base_tuned)
-        if not self._console.is_terminal:
-            held_out = f"held-out loss {losses[-1]:.3f}, " if losses else ""
-            self._console.print(
-                f"{name}, step {event.step}/{at.run.steps}: {held_out}forgetting {event.report.kl_base_tuned} on "
-                f"{visible(event.report.corpus)}; {left}",
-                markup=False, soft_wrap=True,
-            )  # fmt: skip
-
-    def _show_end(self, at: sweeps.Progress, name: str) -> None:
-        self._shares[at.index] = 1.0
-        self._bars.update(self._study, completed=sum(self._shares.values()) / at.runs)
-        losses, forgetting = self._losses.get(at.index), self._forgetting.get(at.index, {})
-        colour = {"done": "green", "diverged": "yellow", "failed": "red"}[at.state]
-        change = f", held-out loss {losses[0]:.3f} → {losses[-1]:.3f}" if losses else ""
-        change += "".join(f", forgetting {kl} on {escape(corpus)}" for corpus, kl in forgetting.items())
-        reason = f": {escape(at.reason)}" if at.reason else ""
-        self._console.print(f"{name}: [{colour}]{at.state}[/]{reason}{change}  [dim]{at.run.name}[/]", soft_wrap=True)
 
 
 def sweep_with_progress(
@@ -125,7 +46,8 @@ def sweep_with_progress(
         "out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters,
         "pack": pack,
     }  # fmt: skip
-    table = _swept(study, options, workers=workers, shard=shard, report_to=report_to)
+    expected = cost.seconds if cost.runs else math.nan
+    table = _swept(study, options, workers=workers, shard=shard, report_to=report_to, expected_s=expected)
     if cost.runs and workers == 1:
         took = time.monotonic() - began
         err().print(f"took {duration(took)}; {_times(took / cost.seconds)} the estimate of {duration(cost.seconds)}")
@@ -195,11 +117,12 @@ def _check_trackers(report_to: Sequence[str], *, pack: int) -> None:
 
 
 def _swept(
-    study: Study, options: dict[str, Any], *, workers: int, shard: int, report_to: Sequence[str]
-) -> pd.DataFrame:
+    study: Study, options: dict[str, Any], *, workers: int, shard: int, report_to: Sequence[str],
+    expected_s: float = math.nan,
+) -> pd.DataFrame:  # fmt: skip
     """The sweep, followed and stopped cleanly by a signal."""
     with _going_on_later(), stopping() as stop:
-        return _followed(study, options, stop, workers, shard, report_to)
+        return _followed(study, options, stop, workers, shard, report_to, expected_s)
 
 
 def sweep_until(
@@ -300,27 +223,10 @@ def show_outlook(ahead: Outlook, *, goal: Goal) -> None:
             err().print(f"Note: {escape(warning)}.", soft_wrap=True)
 
 
-@contextmanager
-def following(report_to: Sequence[str], *, out: Path) -> Iterator[Callable[[sweeps.Progress], None]]:
-    """A sweep's `tell`: what happens is shown on stderr and told to trackers, if any are named."""
-    with SweepProgress() as progress:
-        if not report_to:
-            yield progress
-            return
-        from holdfast.integrations.trackers import Tracking
-
-        with Tracking(report_to, out=out) as tracking:
-
-            def tell(at: sweeps.Progress) -> None:
-                progress(at)
-                tracking(at)
-
-            yield tell
-
-
 def _followed(
-    study: Study, options: dict[str, Any], stop: Stop, workers: int, shard: int, report_to: Sequence[str]
-) -> pd.DataFrame:
+    study: Study, options: dict[str, Any], stop: Stop, workers: int, shard: int, report_to: Sequence[str],
+    expected_s: float,
+) -> pd.DataFrame:  # fmt: skip
     """The sweep, with what there is to see of it while it runs."""
     from holdfast import sweeps
     from holdfast.workers import sweep_in_processes
@@ -328,7 +234,7 @@ def _followed(
     if shard > 1:  # the first of its processes shows what happens
         return sweep_in_processes(study, shard=shard, report_to=report_to, stop=stop, **options)
     if workers == 1:
-        with following(report_to, out=options["out"]) as tell:
+        with following(report_to, out=options["out"], expected_s=expected_s) as tell:
             return sweeps.sweep(study, stop=stop, tell=tell, **options)
     options = options | {"report_to": report_to}
     console = err()

@@ -232,7 +232,7 @@ class _Orphan(Stop):
 
 def main() -> None:
     """Be a worker."""
-    from holdfast.sweep_screens import following
+    from holdfast.following import following
     from holdfast.terminal import show_error
 
     work = json.load(sys.stdin)
@@ -285,7 +285,7 @@ def _be_part(work: dict[str, Any]) -> NoReturn:
 
 
 def _part(work: dict[str, Any], *, number: int, of: int, meeting: Path) -> Any:
-    from holdfast.sweep_screens import following
+    from holdfast.following import following
 
     study, out, device = _study(work), Path(work["out"]), models.choose_device(work["device"])
     with (
