@@ -55,9 +55,8 @@ def main() -> None:
 def answers(runs: pd.DataFrame) -> dict[str, str]:
     """Each table as Markdown, by its name in the README."""
     every = dict(measured(runs))
-    forms = {at: compare_forms(part) for at, part in every.items()}
     return {
-        "made": made(runs), "line": line(every), "rank": rank(every), "forms": best(every, forms),
+        "made": made(runs), "line": line(every), "rank": rank(every), "forms": best(every),
         "exponents": exponents(every), "same": same(every), "others": others(runs),
     }  # fmt: skip
 
@@ -127,12 +126,13 @@ def gap(part: pd.DataFrame) -> Estimate:
     return Estimate(value=slope, stderr=error, n=spare + 1)
 
 
-def best(every: dict[tuple[str, str], pd.DataFrame], forms: dict[tuple[str, str], Forms]) -> str:
+def best(every: dict[tuple[str, str], pd.DataFrame]) -> str:
     """Which form forecasts what it has not seen?"""
     rows = [
         ("learned", "retained", "of", "held out", "nearest form", "off by", "of the mean", "the paper's", "a constant")
     ]
-    for (target, corpus), found in forms.items():
+    for (target, corpus), part in every.items():
+        found = compare_forms(part)
         for quantity in (LOSS, KL):
             scores = {score.form: score.errors for score in found.scores() if score.quantity == quantity}
             constant = found.baselines(quantity)["a constant"]

@@ -198,9 +198,12 @@ def simulated_table(found: pd.DataFrame) -> str:
 
 
 def replaced(page: str, name: str, content: str) -> str:
-    """The page with what stands between a table's marks replaced."""
-    marks = f"<!-- {name} -->\n", f"\n<!-- end {name} -->"
-    return re.sub(f"{marks[0]}.*?{marks[1]}", lambda _: marks[0] + content + marks[1], page, flags=re.S)
+    """The page with what stands between a table's marks replaced; one without them is a mistake."""
+    marks = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    made, found = re.subn(f"{marks[0]}.*?{marks[1]}", lambda _: f"{marks[0]}{content}\n{marks[1]}", page, flags=re.S)
+    if found != 1:
+        raise ValueError(f"got {found} places marked {name!r}, expected one, at the page")
+    return made
 
 
 def main() -> None:

@@ -8,14 +8,18 @@ import pandas as pd
 import pytest
 
 import simulated
+from holdfast import archive
 from holdfast.config import read_study
 from holdfast.laws import fit
+from holdfast.study_figures import with_series
 from holdfast.tables import examine
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+from answers import exponents, line, made, measured, others, rank, same
 from next_run import advised, replay, small_pilot
 from stored_study import constants, forms, read, said
 
+TEXTS = Path(__file__).parent.parent / "studies" / "smollm2-135m"
 SEEDS = Path(__file__).parent.parent / "studies" / "gsm8k-seeds"
 
 
@@ -41,6 +45,14 @@ def test_the_table_is_of_the_studys_runs_and_starts_at_nothing_forgotten(table):
 def test_the_page_says_what_the_table_does(found):
     page = (SEEDS / "README.md").read_text(encoding="utf-8")
     for content in (said(found), forms(found), constants(found)):
+        assert content in page
+
+
+def test_the_page_of_three_texts_says_what_its_rows_do():
+    """All but the forms held out, which take a minute."""
+    runs = with_series(archive.table(TEXTS))
+    every, page = dict(measured(runs)), (TEXTS / "README.md").read_text(encoding="utf-8")
+    for content in (made(runs), line(every), rank(every), exponents(every), same(every), others(runs)):
         assert content in page
 
 
