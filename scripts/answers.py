@@ -169,7 +169,7 @@ def exponents(every: dict[tuple[str, str], pd.DataFrame]) -> str:
         for quantity, fitted in published(name).joint.items():
             x, y = (f"{fitted.parameters[each].value:.3f}" for each in ("x", "y"))
             r2 = "–" if math.isnan(fitted.r2) else f"{fitted.r2:.3f}"
-            rows.append((f"`{name}`", "wikitext", NAMES[quantity], x, y, r2))
+            rows.append((f"`{name}`", "" if quantity == LOSS else "wikitext", NAMES[quantity], x, y, r2))
     return markdown(list(dict.fromkeys(rows)))
 
 

@@ -157,6 +157,21 @@ def test_a_rank_picked_in_a_legend_or_by_key_is_alone_in_every_figure(browser, f
     assert heard == []
 
 
+def test_the_frontier_follows_a_rank_and_a_part_held_out_is_picked_in_its_own_legend(browser, file):
+    page, heard = watched(browser, file)
+    drawn(page)
+    every = {figure: len(shown(page, figure)) for figure in ("frontier", "held-out-forgetting", "held-out-target")}
+    assert min(every.values()) > 1
+    page.locator("[data-figure=held-out-forgetting] .role-legend-symbol path").first.click(force=True)
+    page.wait_for_timeout(200)
+    assert len(shown(page, "held-out-forgetting")) == 1
+    assert len(shown(page, "held-out-target")) == every["held-out-target"]
+    page.locator("[data-figure=frontier] .role-legend-symbol path").first.click(force=True)
+    page.wait_for_timeout(200)
+    assert len(shown(page, "frontier")) < every["frontier"]
+    assert heard == []
+
+
 def test_tables_sort_by_number_or_name_both_ways_and_by_key(browser, file):
     page, _ = watched(browser, file)
     grid = page.locator("#runs table")

@@ -152,8 +152,10 @@ def sweep_until_on_cluster(
     study: Study, *, goal: Goal, address: str | None, output_dir: Path, **options: Any
 ) -> tuple[pd.DataFrame, Outlook]:
     """The same with all runs made on one Ray cluster; `options` are the others of `sweep_on_cluster`."""
+    from holdfast import pursuit
     from holdfast.integrations.ray import connected
 
+    pursuit.check(study, goal)
     if any(run.dtype == "auto" for run in study.runs):
         raise ConfigError(
             "got dtype auto, expected a precision named in the study, for a law is of one: its machines may differ, at "
