@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,33 @@ def test_runs_stand_side_by_side_by_what_they_differ_in(tmp_path: Path, shown: i
     text = shown.getvalue()
     done = next(line for line in text.splitlines() if " done " in line)
     assert "4/4" in done
-    assert "▁▃▅▆█ 0.400 keep" in done
+    assert done.rstrip().endswith("▁▃▅▆█ 0.400")
+    assert "forgetting,\n" in "".join(f"{line.rstrip()}\n" for line in text.splitlines()[:1])
+    assert text.splitlines()[1].split()[-1] == "keep"
     assert text.index(" done ") < text.index(" stopped ") < text.index(" failed ")
     assert "failed: because" in text
     assert "3 runs: 1 done, 1 stopped, 1 failed" in text
     assert "all with method lora, learning rate 0.001, seed 0, target learn" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("width", "curves", "left"), [(110, True, True), (70, False, True), (60, False, False)])
+def test_in_a_narrow_terminal_no_number_is_cut(
+    width: int, curves: bool, left: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can be done without goes before what was asked for is cut short."""
+    text = io.StringIO()
+    monkeypatch.setattr(status_screens, "out", lambda: Console(file=text, width=width))
+    for r in (2, 16):
+        made(tmp_path, r=r, rows=tuple(measured(step, 0.1 * step) for step in range(5)))
+    stand = (
+        replace(run, about={**run.about, "target": target}, forgetting={**run.forgetting, "prose": run.losses})
+        for run, target in zip(progress.status(tmp_path), ("some/where/learn", "builtin:gsm8k"), strict=True)
+    )
+    status_screens.show_status(tuple(stand))
+    rows = text.getvalue()
+    assert "…" not in rows
+    assert {"0.400", "learn", "gsm8k"} <= set(rows.split())
+    assert ("▁▃▅▆█ 0.400" in rows, " left " in rows) == (curves, left)
 
 
 def test_watching_ends_when_every_run_has(tmp_path: Path, shown: io.StringIO) -> None:

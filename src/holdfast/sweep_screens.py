@@ -276,8 +276,8 @@ def estimated(study: Study, *, output_dir: Path, device: str, retry_failed: bool
 def _say_cost(cost: SweepCost, output_dir: Path, console: Console) -> None:
     if cost.runs:
         console.print(
-            f"{cost.runs} runs to make: about {duration(cost.seconds)}, {cost.tokens:,} training tokens, "
-            f"{cost.flop:.2g} FLOP, {_memory(cost)}, {_size(cost.disk_bytes)} of disk "
+            f"{cost.runs} run{'s' * (cost.runs > 1)} to make: about {duration(cost.seconds)}, "
+            f"{cost.tokens:,} training tokens, {cost.flop:.2g} FLOP, {_memory(cost)}, {_size(cost.disk_bytes)} of disk "
             f"({_size(cost.free_bytes)} free)".replace("e+", "e"),
             soft_wrap=True,
         )  # fmt: skip
