@@ -89,7 +89,8 @@ def made(runs: pd.DataFrame) -> str:
 def line(every: dict[tuple[str, str], pd.DataFrame]) -> str:
     """Is forgetting linear in the loss?"""
     rows = [
-        ("learned", "retained", "runs, points", "R²", "price", "bend", "off by: line, bent", "within a run, less pooled")
+        ("learned", "retained", "runs, points", "R²", "price", "bend", "off by: line, bent",
+         "within a run, less pooled")
     ]  # fmt: skip
     for (target, corpus), part in every.items():
         straight = fit_law(LINE, part, KL, huber=math.inf)
