@@ -259,7 +259,7 @@ def evidence(
     if covariance is None:
         covariance = clustered_covariance(scores=solution.scores, curvatures=solution.curvatures, clusters=runs)
     stderr = dict(zip(law.parameters, np.sqrt(np.diag(covariance)).tolist(), strict=True))
-    condition, unidentified = identification(law, solution, stderr, dof=n_runs - 1)
+    condition, unidentified = identification(law, solution, stderr, largest=float(np.abs(y).max()), dof=n_runs - 1)
     warnings = [f"{quantity}: {name} is not identified: {why}" for name, why in unidentified.items()]
     if n_runs < 2:
         warnings.append("one run gives no interval: add a rank or a seed")

@@ -45,6 +45,9 @@ FLAT = 1e-4
 INVOLVED = 0.1
 """Share of a parameter in a flat direction above which it is not identified."""
 
+LOOSE = 2
+"""Times the largest value measured: an asymptote less sure than that says nothing of where values go."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
@@ -321,8 +324,13 @@ def _search(
     return ends, losses, settled
 
 
-def identification(law: Law, solution: Solution, stderr: dict[str, float], *, dof: int) -> tuple[float, dict[str, str]]:
-    """The condition number, and which parameters the data leave open, with the reason."""
+def identification(
+    law: Law, solution: Solution, stderr: dict[str, float], *, largest: float, dof: int
+) -> tuple[float, dict[str, str]]:
+    """The condition number, and which parameters the data leave open, with the reason; `largest` of |y| is their unit.
+
+    Where inputs are taken relative to a reference the linear ones are in y's own unit.
+    """
     lengths = np.linalg.norm(solution.jacobian, axis=0)
     scaled = solution.jacobian / np.where(lengths > 0, lengths, 1)
     _, singular, directions = np.linalg.svd(scaled, full_matrices=False)
@@ -334,4 +342,7 @@ def identification(law: Law, solution: Solution, stderr: dict[str, float], *, do
             open_[name] = f"it stopped at its bound, {values[name]:g}"
         elif 2 * t_quantile(0.95, dof) * stderr[name] > high - low:
             open_[name] = f"its 90 % interval is wider than all it may be, {low:g} to {high:g}"
+    for name in law.parameters if law.scaling == "ratio" else ():
+        if name not in law.nonlinear and 2 * t_quantile(0.95, dof) * stderr[name] > LOOSE * largest:
+            open_.setdefault(name, f"its 90 % interval is wider than {LOOSE} times all that was measured")
     return float(singular[0] / singular[-1]) if singular[-1] > 0 else math.nan, open_

@@ -224,7 +224,7 @@ def show_plan(plan: Plan) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for choice in _thinned(plan.frontier):
         error = float(choice.forgetting.stderr)
-        ends = [rounded(float(end), error) for end in choice.forgetting.interval(LEVEL)]
+        ends = [rounded(max(float(end), 0.0), error) for end in choice.forgetting.interval(LEVEL)]
         table.add_row(
             str(choice.r), str(choice.steps), rounded(float(choice.target_nll.mean), float(choice.target_nll.stderr)),
             rounded(float(choice.forgetting.mean), error), "none" if math.isnan(error) else f"{ends[0]} to {ends[1]}",
@@ -247,7 +247,7 @@ def show_forecasts(forecasts: Sequence[Forecast], max_forgetting: float | None) 
         errors = np.hypot(np.atleast_1d(made.prediction.stderr), made.prediction.scatter)
         for i, steps in enumerate(made.steps):
             error = float(errors[i])
-            ends = "none" if math.isnan(error) else f"{rounded(low[i], error)} to {rounded(high[i], error)}"
+            ends = "none" if math.isnan(error) else f"{rounded(max(low[i], 0.0), error)} to {rounded(high[i], error)}"
             expected, law, alone = (rounded(float(value), error) for value in (means[i], laws[i], made.alone[i]))
             table.add_row(NAMES[made.quantity], str(steps), expected, ends, law, alone)
     out().print(table)

@@ -261,12 +261,13 @@ def _misses(answer: Answer) -> str:
 
 
 def _one_run(prediction: Prediction, where: str) -> str:
-    """The expected value, and where most single runs come out."""
+    """The expected value, and where most single runs come out: at 0 or above, as every loss and every KL."""
     error = math.hypot(float(prediction.stderr), prediction.scatter)
     expected = f"{rounded(float(prediction.mean), error)} nats per token on {where}"
     if math.isnan(error):
         return expected
-    low, high = (rounded(float(prediction.run_quantile(tail)), error) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    ends = (max(float(prediction.run_quantile(tail)), 0.0) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    low, high = (rounded(end, error) for end in ends)
     return f"{expected} ({_percent(LEVEL)} of runs {low} to {high})"
 
 

@@ -44,7 +44,9 @@ def points(table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: flo
     retained, learned = done[done["role"] == "retain"], done[done["role"] == "target"]
     target = only(learned["corpus"], "corpus of role target")
     if corpus is None:
-        corpus = only(retained["corpus"], "corpus of role retain, or `corpus=` naming one")
+        corpus = only(
+            retained["corpus"], "corpus of role retain; with several, choose by --corpus, or corpus= in Python"
+        )
     elif corpus not in set(retained["corpus"]):
         raise FitError(
             f"got corpus {corpus!r}, expected one of {names_of(retained['corpus'])}, at the retained corpora"
