@@ -57,7 +57,7 @@ def answers(runs: pd.DataFrame) -> dict[str, str]:
     every = dict(measured(runs))
     return {
         "made": made(runs), "line": line(every), "rank": rank(every), "forms": best(every),
-        "against": against(every), "same": same(every), "others": others(runs),
+        "against": against(every), "equal": equal(every), "same": same(every), "others": others(runs),
     }  # fmt: skip
 
 
@@ -111,6 +111,25 @@ def rank(every: dict[tuple[str, str], pd.DataFrame]) -> str:
     for (target, corpus), part in every.items():
         rows.append((target, corpus, str(slope_equality(part, KL, by="r")), interval(gap(part))))
     return markdown(rows)
+
+
+def equal(every: dict[tuple[str, str], pd.DataFrame]) -> str:
+    """What stopping early or a smaller rank saves: each rank where it reached the loss that all of them reached."""
+    ranks = sorted({int(r) for part in every.values() for r in part["r"]})
+    rows = [("learned", "retained", "at a loss of", *(f"r = {r}" for r in ranks))]
+    for (target, corpus), part in every.items():
+        first = part[part["seed"] == part["seed"].min()]
+        runs = {int(r): one.sort_values(LOSS) for r, one in first.groupby("r")}
+        loss = max(one[LOSS].min() for one in runs.values())
+        cells = {r: _where(one, loss) for r, one in runs.items()}
+        rows.append((target, corpus, f"{loss:.3f}", *(cells.get(r, "") for r in ranks)))
+    return markdown(rows)
+
+
+def _where(run: pd.DataFrame, loss: float) -> str:
+    """Between the two measurements around this loss."""
+    forgotten, steps = (np.interp(loss, run[LOSS], values) for values in (run[KL], np.log(run["steps"])))
+    return f"{forgotten:.3f} ({math.exp(steps):.0f} steps)"
 
 
 def gap(part: pd.DataFrame) -> Estimate:
