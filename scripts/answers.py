@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,25 @@ def main() -> None:
     for name, content in answers(runs).items():
         text = replaced(text, name, content)
     page.write_text(text, encoding="utf-8")
+    front = Path(__file__).parent.parent / "README.md"
+    said = replaced(front.read_text(encoding="utf-8"), folder.name, headline(dict(measured(runs))))
+    front.write_text(said, encoding="utf-8")
+
+
+def headline(every: dict[tuple[str, str], pd.DataFrame]) -> str:
+    """The study in three lines, for the front page."""
+    kinds, texts = (list(dict.fromkeys(names)) for names in zip(*every, strict=True))
+    lines = [fit_law(LINE, part, KL, huber=math.inf) for part in every.values()]
+    prices = [line.parameters["slope"].value / 10 for line in lines]
+    doubled, r2 = [gap(part).value for part in every.values()], [line.r2 for line in lines]
+    runs = sum(part["run"].nunique() for part in every.values()) // len(texts)
+    return textwrap.fill(
+        f"{runs} runs of the built-in model that learned {' or '.join(kinds)} say so too, of {' and '.join(texts)}: "
+        f"forgetting is a line in the loss (R² {min(r2):.2f} to {max(r2):.2f}), each 0.1 nat learned costs "
+        f"{min(prices):.3f} to {max(prices):.3f} nats, and at equal loss each doubling of the rank adds "
+        f"{min(doubled):.3f} to {max(doubled):.3f} ([studies/smollm2-135m](studies/smollm2-135m/README.md)).",
+        width=120, break_on_hyphens=False, break_long_words=False,
+    )  # fmt: skip
 
 
 def answers(runs: pd.DataFrame) -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from holdfast.errors import ConfigError
 from holdfast.groups import grouped
 from holdfast.laws import SKIP_FRACTION, fit, points
 from holdfast.methods import Lora
-from holdfast.publishing import publish
+from holdfast.publishing import Published, publish
 from holdfast.store import Measurement, owning
 
 KL = "kl_base_tuned"
@@ -88,10 +89,10 @@ def test_numbers_of_an_adapter_are_its_size_and_words_another_way():
     assert len(grouped(pd.concat([LORA.assign(adapter='{"target_modules":"all-linear"}'), other]))) == 2
 
 
-def learned(root: Path, data: str, *, r: int, price: float) -> None:
-    """A run that pays this for what it learns."""
+def learned(root: Path, data: str, *, r: int, **prices: float) -> None:
+    """A run that pays these for what it learns, one on each retained text."""
     config = RunConfig(
-        model="m", dtype="float32", target=Target(data=data), retain=("keep",), adapter=Lora(r=r), steps=60,
+        model="m", dtype="float32", target=Target(data=data), retain=tuple(prices), adapter=Lora(r=r), steps=60,
         optimizer=Optimizer(learning_rate=1e-3), batch_size=1, context=16,
     )  # fmt: skip
     with owning(config, root=root) as recorder:
@@ -102,8 +103,11 @@ def learned(root: Path, data: str, *, r: int, price: float) -> None:
             common = {"cross_entropy": 1.0, "base_entropy": 1.0, "excess_nll": 0.0, "agreement": 0.9}
             for role, corpus, values in (
                 ("target", Path(data).stem, {"nll": 2.0 - gain, "base_nll": 2.0, KL: 0.1, "hard_cross_entropy": 1.0}),
-                ("retain", "keep", {"nll": 3.0, "base_nll": 3.0, KL: price * gain + 0.0002 * (step % 7),
-                                    "hard_cross_entropy": 1 + price * gain}),
+                *(
+                    ("retain", corpus, {"nll": 3.0, "base_nll": 3.0, KL: price * gain + 0.0002 * (step % 7),
+                                        "hard_cross_entropy": 1 + price * gain})
+                    for corpus, price in prices.items()
+                ),
             ):  # fmt: skip
                 place = {"step": step, "tokens": 16 * step, "corpus": corpus, "role": role}
                 recorder.append(
@@ -119,8 +123,8 @@ def learned(root: Path, data: str, *, r: int, price: float) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("targets") / "runs"
     for r in (1, 4, 16):
-        learned(root, "data/sums.jsonl", r=r, price=0.2)
-        learned(root, "data/news <b>.jsonl", r=r, price=0.6)
+        learned(root, "data/sums.jsonl", r=r, keep=0.2)
+        learned(root, "data/news <b>.jsonl", r=r, keep=0.6)
     return root
 
 
@@ -177,25 +181,44 @@ def test_a_study_of_several_targets_has_an_overview_and_a_page_for_each(runs: Pa
     assert archive.table(tmp_path)["run"].nunique() == 6
 
 
+def published(source: Path, out: Path, corpus: str | None = None) -> str:
+    """The overview, and pages without what takes long: every form held out, and figures as files."""
+
+    def page(folder: Path, only: Sequence[str], text: str | None) -> Published:
+        return publish(source, folder, commands=["holdfast report"], only=only, corpus=text, reload_s=1)
+
+    overview.publish_each(
+        source, out, page, only=None, corpus=corpus, skip_fraction=0.2, commands=["holdfast report"], reload_s=None
+    )  # fmt: skip
+    return (out / "report.html").read_text("utf-8")
+
+
+def test_of_several_retained_texts_each_has_its_laws(tmp_path: Path) -> None:
+    """One target and two texts: pages named after the texts; two of each: after both."""
+    root, out = tmp_path / "runs", tmp_path / "out"
+    for r in (1, 4, 16):
+        learned(root, "data/sums.jsonl", r=r, prose=0.2, facts=0.4)
+    assert [group.corpus for group in grouped(archive.table(root))] == ["facts", "prose"]
+    page = " ".join(published(root, out).split())
+    assert "not testable" not in page
+    for text, slope in (("prose", 0.2), ("facts", 0.4)):
+        said = re.search(rf"forgetting on {text}: ([\d.]+) \([^)]*\) nats on sums\.", page)
+        assert said is not None
+        assert float(said[1]) == pytest.approx(slope / 10, abs=0.001)
+        assert f"nats of forgetting on {text}" in (out / text / "report.html").read_text("utf-8")
+    for r in (1, 4, 16):
+        learned(root, "data/news.jsonl", r=r, prose=0.3, facts=0.3)
+    assert "On facts: The price differs by what is learned" in published(root, out / "both")
+    assert {path.parent.name for path in (out / "both").glob("*/report.html")} == {
+        "sums-on-prose", "sums-on-facts", "news-on-prose", "news-on-facts",
+    }  # fmt: skip
+    published(root, out / "one", "prose")
+    assert {path.parent.name for path in (out / "one").glob("*/report.html")} == {"sums", "news"}
+
+
 def test_the_overview_is_made_again_from_what_it_left(runs: Path, tmp_path: Path) -> None:
-    def made(source: Path) -> bytes:
-        def page(folder: Path, only: object) -> object:
-            return publish(source, folder, commands=["holdfast report"], only=list(only), reload_s=1)
-
-        overview.publish_each(
-            source,
-            tmp_path,
-            page,
-            only=None,
-            corpus=None,
-            skip_fraction=0.2,
-            commands=["holdfast report"],
-            reload_s=None,
-        )
-        return (tmp_path / "report.html").read_bytes()
-
-    first = made(runs)
-    assert made(tmp_path) == first
+    first = published(runs, tmp_path)
+    assert published(tmp_path, tmp_path) == first
 
 
 def test_folders_of_targets_are_told_apart_and_plain() -> None:

@@ -15,7 +15,7 @@ from holdfast.study_figures import with_series
 from holdfast.tables import examine
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from answers import against, equal, line, made, measured, others, rank, same
+from answers import against, equal, headline, line, made, measured, others, rank, same
 from next_run import advised, replay, small_pilot
 from stored_study import constants, forms, read, said
 
@@ -52,6 +52,7 @@ def test_the_page_of_three_texts_says_what_its_rows_do():
     """All but the forms held out, which take a minute."""
     runs = with_series(archive.table(TEXTS))
     every, page = dict(measured(runs)), (TEXTS / "README.md").read_text(encoding="utf-8")
+    assert headline(every) in (TEXTS.parent.parent / "README.md").read_text(encoding="utf-8")
     for content in (made(runs), line(every), rank(every), against(every), equal(every), same(every), others(runs)):
         assert content in page
 

@@ -18,6 +18,7 @@ import pandas as pd
 from holdfast.errors import FitError
 from holdfast.formulas import LINE
 from holdfast.laws import POOLED, SKIP_FRACTION, Fit, Laws, fit, fit_law, points
+from holdfast.points import retained_texts
 from holdfast.stats import Estimate, as_dict
 
 QUANTITY = "kl_base_tuned"
@@ -31,6 +32,7 @@ WORDS = {
     "batch_tokens": "tokens a step",
     "lora_alpha": "alpha",
     "use_rslora": "rsLoRA",
+    "corpus": "forgetting on",
 }
 
 
@@ -50,7 +52,7 @@ class Group:
     target: str
     corpus: str
     settings: dict[str, str]
-    """In which groups of the study differ, by column; the target is one where there are several."""
+    """In which groups of the study differ, by column; the target is one where there are several, so is the text."""
     n_runs: int
     n_points: int
     price: Estimate
@@ -76,10 +78,11 @@ class Group:
 def grouped(
     table: pd.DataFrame, *, corpus: str | None = None, skip_fraction: float = SKIP_FRACTION
 ) -> tuple[Group, ...]:
-    """The finished runs of a table by target and way of training, the largest group of each target first.
+    """The finished runs of a table by target, retained text and way of training, the largest group of each first.
 
-    Ranks, seeds, layers and lengths differ within a group. An alpha that goes with the rank is one way of scaling, and
-    numbers inside a PEFT config that change how many parameters are trained are its size, not another way.
+    Of every retained text, unless `corpus` names one. Ranks, seeds, layers and lengths differ within a group. An alpha
+    that goes with the rank is one way of scaling, and numbers inside a PEFT config that change how many parameters are
+    trained are its size, not another way.
 
     Raises:
         ConfigError: as `points`.
@@ -87,13 +90,15 @@ def grouped(
     done = table[table["state"] == "done"]
     members: list[Group] = []
     for _, part in done.groupby(["model", "target"], sort=True):
-        members += _ways(part, corpus, skip_fraction)
-    differing = [column for column in ("target", *WAYS) if len({each.settings[column] for each in members}) > 1]
+        for retained in [corpus] if corpus else retained_texts(part):
+            members += _ways(part, retained, skip_fraction)
+    columns = ("target", "corpus", *WAYS)
+    differing = [column for column in columns if len({each.settings[column] for each in members}) > 1]
     return tuple(replace(each, settings={name: each.settings[name] for name in differing}) for each in members)
 
 
-def _ways(part: pd.DataFrame, corpus: str | None, skip_fraction: float) -> list[Group]:
-    """The groups of one model and target."""
+def _ways(part: pd.DataFrame, corpus: str, skip_fraction: float) -> list[Group]:
+    """The groups of one model, target and retained text."""
     ways = part.assign(way=_way(part)).groupby("way", sort=True)
     sizes = sorted(((-rows["run"].nunique(), str(way)) for way, rows in ways))
     found: list[Group] = []
@@ -113,7 +118,7 @@ def _way(part: pd.DataFrame) -> pd.Series[Any]:
     return known.agg(" | ".join, axis="columns")
 
 
-def _group(rows: pd.DataFrame, corpus: str | None, skip_fraction: float, largest: Group | None) -> Group | None:
+def _group(rows: pd.DataFrame, corpus: str, skip_fraction: float, largest: Group | None) -> Group | None:
     try:
         measured = points(rows, corpus=corpus, skip_fraction=skip_fraction)
         line = fit_law(LINE, measured, QUANTITY, huber=math.inf)
@@ -126,8 +131,8 @@ def _group(rows: pd.DataFrame, corpus: str | None, skip_fraction: float, largest
     target = str(measured["target"].iloc[0])
     return Group(
         target=target,
-        corpus=str(measured["corpus"].iloc[0]),
-        settings={"target": target} | {column: _value(rows, column) for column in WAYS},
+        corpus=corpus,
+        settings={"target": target, "corpus": corpus} | {column: _value(rows, column) for column in WAYS},
         n_runs=measured["run"].nunique(),
         n_points=len(measured),
         price=line.parameters["slope"],

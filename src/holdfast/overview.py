@@ -1,4 +1,4 @@
-"""The page of a study that learned several things: price and exponents of each side by side, and a page of its own."""
+"""The page of a study of several targets or retained texts: price and exponents of each side by side, and pages."""
 
 from __future__ import annotations
 
@@ -23,32 +23,34 @@ from holdfast.run_grids import runs_grid, unfinished_grid
 from holdfast.slopes import slope_equality
 from holdfast.stats import rounded
 from holdfast.store import Run, tabulate
-from holdfast.study_figures import captions, panels_by_target, with_series
+from holdfast.study_figures import captions, panels, with_series
 
 
 def publish_each(
-    runs: Path, output_dir: Path, publish: Callable[[Path, Sequence[str]], Published], *,
+    runs: Path, output_dir: Path, publish: Callable[[Path, Sequence[str], str | None], Published], *,
     only: Sequence[str] | None, corpus: str | None, skip_fraction: float, commands: Sequence[str],
     reload_s: int | None,
 ) -> Published:  # fmt: skip
-    """The page of the one target of a folder of runs, or one of each in a folder named after it, and an overview.
+    """The page of the one law of a folder of runs, or one of each target and retained text and an overview.
 
-    `publish` writes a page into a folder, of the runs that meet conditions.
+    `publish` writes a page into a folder, of the runs that meet conditions and of one retained text.
 
     Raises:
         StoreError, ConfigError, ResourceError: as `publishing.publish`.
     """
     made = read_runs(runs, only=only)
-    targets = sorted({run.config.target.data for run in made})
-    if len(targets) < 2:
-        return publish(output_dir, only or ())
+    called = _called(made, corpus)
+    if len(called) < 2:
+        return publish(output_dir, only or (), corpus)
     table = tabulate(made)
-    names = dict(zip(targets, folder_names([_called(made, target) for target in targets]), strict=True))
-    pages = {target: publish(output_dir / name, [*(only or ()), f"target={target}"]) for target, name in names.items()}
+    names = dict(zip(called, folder_names(list(called.values())), strict=True))
+    pages = {
+        names[of]: publish(output_dir / names[of], [*(only or ()), f"target={of[0]}"], of[1]) for of in called
+    }  # fmt: skip
     groups = grouped(table, corpus=corpus, skip_fraction=skip_fraction)
     page = overview(
         table, groups, corpus=corpus, skip_fraction=skip_fraction, title=page_title(made), commands=commands,
-        reload_s=reload_s, pages={names[target]: page.why_no_laws for target, page in pages.items()},
+        reload_s=reload_s, pages={name: page.why_no_laws for name, page in pages.items()},
         provenance=common_facts([run.provenance for run in made if run.state == "done"]),
     )  # fmt: skip
     with files.refusing(output_dir):
@@ -63,11 +65,12 @@ def overview(
     table: pd.DataFrame, groups: Sequence[Group], *, corpus: str | None, skip_fraction: float, title: str,
     commands: Sequence[str], provenance: dict[str, Any], pages: dict[str, str | None], reload_s: int | None = None,
 ) -> str:  # fmt: skip
-    """The page itself; `pages` are the folders of the targets' own, and why there is no law on one."""
-    first: dict[str, Group] = {}
+    """The page itself; `pages` are the folders of the others, and why there is no law on one."""
+    first: dict[tuple[str, str], Group] = {}
     for group in groups:
-        first.setdefault(group.target, group)
-    drawn = panels_by_target(table, {target: group.laws for target, group in first.items()}, corpus=corpus)
+        first.setdefault((group.target, group.corpus), group)
+    drawn = panels(table, {of: group.laws for of, group in first.items()}, corpus=corpus)
+    targets, texts = (list(dict.fromkeys(names)) for names in zip(*first, strict=True)) if first else ([], [])
     return render(
         "overview.html.j2",
         style="page.css",
@@ -77,8 +80,11 @@ def overview(
         provenance=provenance,
         reload_s=reload_s,
         content={
-            "headline": _headline(list(first.values())),
-            "same": _same_price(table, corpus, skip_fraction),
+            "headlines": [_headline(list(first.values()), text) for text in texts]
+            or ["No run has finished, so no price is known."],
+            "same": [
+                _same_price(table, text, skip_fraction, alone=len(texts) == 1) for text in texts if len(targets) > 1
+            ],
             "groups": groups_grid(groups) if groups else None,
             "pages": [(name, visible(name), why) for name, why in pages.items()],
             "numbers": {name: number for number, name in enumerate(drawn, 1)},
@@ -96,21 +102,25 @@ def folder_names(called: Sequence[str]) -> list[str]:
     return [name if plain.count(name) == 1 else f"{name}-{at + 1}" for at, name in enumerate(plain)]
 
 
-def _called(runs: Sequence[Run], target: str) -> str:
-    """A target as its measurements call it."""
-    found = (
-        m.corpus for run in runs if run.config.target.data == target for m in run.measurements if m.role == "target"
-    )
-    return next(found, Path(target).stem)
+def _called(runs: Sequence[Run], corpus: str | None) -> dict[tuple[str, str | None], str]:
+    """What laws are of, a target and a retained text, each pair called by that of the two which differs."""
+    found: dict[tuple[str, str | None], str] = {}
+    for target in sorted({run.config.target.data for run in runs}):
+        measured = [m for run in runs if run.config.target.data == target for m in run.measurements]
+        name = next((m.corpus for m in measured if m.role == "target"), Path(target).stem)
+        retained = {corpus} if corpus else {m.corpus for m in measured if m.role == "retain"}
+        found |= {(target, text): name for text in sorted(retained) or (None,)}
+    texts = {text for _, text in found}
+    if len(texts) < 2:
+        return found
+    alone = len(set(found.values())) == 1
+    return {of: str(of[1]) if alone else f"{name} on {of[1]}" for of, name in found.items()}
 
 
-def _headline(groups: Sequence[Group]) -> str:
-    """The price of each target in one sentence."""
-    prices = [f"{_tenth(group)} nats on {visible(group.target)}" for group in groups]
-    if not prices:
-        return "No run has finished, so no price is known."
-    corpus = visible(groups[0].corpus)
-    return f"Each 0.1 nat of improvement costs, in forgetting on {corpus}: {'; '.join(prices)}."
+def _headline(groups: Sequence[Group], corpus: str) -> str:
+    """The price of each target in one sentence, in forgetting on one text."""
+    prices = [f"{_tenth(group)} nats on {visible(group.target)}" for group in groups if group.corpus == corpus]
+    return f"Each 0.1 nat of improvement costs, in forgetting on {visible(corpus)}: {'; '.join(prices)}."
 
 
 def _tenth(group: Group) -> str:
@@ -121,8 +131,8 @@ def _tenth(group: Group) -> str:
     return f"{rounded(0.1 * price.value, 0.1 * price.stderr)} ({low} to {high})"
 
 
-def _same_price(table: pd.DataFrame, corpus: str | None, skip_fraction: float) -> str:
-    """Whether the targets have one price, tested over the runs of each."""
+def _same_price(table: pd.DataFrame, corpus: str, skip_fraction: float, *, alone: bool) -> str:
+    """Whether the targets have one price in forgetting on a text, tested over the runs of each."""
     done = table[table["state"] == "done"]
     parts = []
     for _, part in done.groupby("target"):
@@ -130,6 +140,9 @@ def _same_price(table: pd.DataFrame, corpus: str | None, skip_fraction: float) -
             parts.append(points(part, corpus=corpus, skip_fraction=skip_fraction))
         except FitError:
             continue
+    where = "" if alone else f"On {visible(corpus)}: "
     if len(parts) < 2:
-        return "Whether the price differs by what is learned is not testable: fewer than two targets have points."
-    return str(slope_equality(pd.concat(parts, ignore_index=True), QUANTITY, by="target"))
+        return (
+            f"{where}Whether the price differs by what is learned is not testable: fewer than two targets have points."
+        )
+    return f"{where}{slope_equality(pd.concat(parts, ignore_index=True), QUANTITY, by='target')}"

@@ -97,6 +97,11 @@ def read_points(path: str | Path, *, x: Sequence[str], y: str, group: str | None
     return numbers.assign(run=runs, corpus=path.stem)
 
 
+def retained_texts(table: pd.DataFrame) -> list[str]:
+    """The names of the retained texts that were measured."""
+    return sorted(map(str, table.loc[table["role"] == "retain", "corpus"].unique()))
+
+
 def names_of(values: pd.Series[Any]) -> str:
     """The different values of a column, for a sentence."""
     return ", ".join(sorted({str(value) for value in values}))

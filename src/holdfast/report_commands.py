@@ -25,17 +25,17 @@ def report(
 ) -> None:
     """Write one self-contained page, `report.html`, and its figures as PNG and SVG.
 
-    Of runs with several targets it is an overview, beside a folder with a page for each.
+    Of runs with several targets or retained texts it is an overview, beside a folder with a page for each.
 
     Example: `holdfast report runs --max-forgetting 0.1`, or while a sweep runs `holdfast report runs --watch`
     """
     from holdfast import overview, publishing, terminal
 
     def write(reload_s: int | None) -> publishing.Published:
-        def page(folder: Path, of: Sequence[str]) -> publishing.Published:
+        def page(folder: Path, of: Sequence[str], text: str | None) -> publishing.Published:
             return publishing.publish(
                 runs, folder, commands=[typed()], max_forgetting=max_forgetting, target_loss=target_loss, risk=risk,
-                corpus=corpus, only=of, skip_fraction=skip_fraction, reload_s=reload_s,
+                corpus=text, only=of, skip_fraction=skip_fraction, reload_s=reload_s,
             )  # fmt: skip
 
         published = overview.publish_each(

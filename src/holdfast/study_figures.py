@@ -18,6 +18,7 @@ from holdfast.laws import LINE, Laws, fit_law, points
 from holdfast.legends import LIGHT, by_series, categories, isolated, isolating, seen, series_title
 from holdfast.plan_figures import frontier_figure, held_out_figure
 from holdfast.planning import Plan
+from holdfast.points import retained_texts
 from holdfast.stats import Estimate, rounded
 from holdfast.study_answers import answer_captions, answer_figures
 from holdfast.validation import Validation
@@ -82,21 +83,22 @@ def charts(
     return drawn
 
 
-def panels_by_target(
-    table: pd.DataFrame, laws: Mapping[str, Laws | None], *, corpus: str | None
+def panels(
+    table: pd.DataFrame, laws: Mapping[tuple[str, str], Laws | None], *, corpus: str | None
 ) -> dict[str, Chart]:  # fmt: skip
-    """Forgetting against loss for each target by itself, with the line of `laws`; a target without points has none."""
+    """Forgetting against loss for each target and retained text, with the line of `laws`; nothing without points."""
     drawn: dict[str, Chart] = {}
     for _, part in with_series(table).groupby("target"):
-        try:
-            shown = _shown(part, None, corpus)
-        except FitError:
-            continue
-        target = str(shown["target"].iloc[0])
-        known = laws.get(target)
-        shown = shown if known is None else _shown(part, known, corpus)
-        chart = loss_against_forgetting(shown, known)
-        drawn[f"{MAIN}-{len(drawn) + 1}"] = _named(chart, f"{visible(target)}, {visible(shown['corpus'].iloc[0])}")
+        for retained in [corpus] if corpus else retained_texts(part):
+            try:
+                shown = _shown(part, None, retained)
+            except FitError:
+                continue
+            target = str(shown["target"].iloc[0])
+            known = laws.get((target, retained))
+            shown = shown if known is None else _shown(part, known, retained)
+            chart = loss_against_forgetting(shown, known)
+            drawn[f"{MAIN}-{len(drawn) + 1}"] = _named(chart, f"{visible(target)}, {visible(retained)}")
     return drawn
 
 
