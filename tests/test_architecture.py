@@ -95,7 +95,7 @@ ANALYSIS_HALF = {
     "validation": {"errors", "formulas", "laws", "stats"},
     "forms": {"coupling", "fits", "formulas", "laws", "stats", "validation"},
     "slopes": {"errors", "formulas", "laws", "points", "stats"},
-    "groups": {"errors", "formulas", "laws", "stats"},
+    "groups": {"errors", "formulas", "laws", "points", "stats"},
     "tables": {"errors", "fits", "forms", "formulas", "groups", "laws", "points", "slopes", "stats", "validation"},
     "presets": {"errors", "formulas", "laws", "stats"},
     "choices": {"costs", "errors", "laws", "stats"},
@@ -115,7 +115,17 @@ ANALYSIS_HALF = {
     "afterwards": {"behaviour", "errors", "evidence", "files", "forgetting", "questions", "refusals", "stats", "store"},
     "study_answers": {"afterwards", "behaviour", "display", "evidence", "exchange", "figures", "forgetting_page"}
     | {"page", "probe_figures", "probe_page", "refusals"},
-    "study_figures": {"behaviour", "display", "errors", "figures", "laws", "legends", "plan_figures", "planning"}
+    "study_figures": {
+        "behaviour",
+        "display",
+        "errors",
+        "figures",
+        "laws",
+        "legends",
+        "plan_figures",
+        "planning",
+        "points",
+    }
     | {"stats", "study_answers", "validation"},
     "run_grids": {"page", "stats", "study_figures"},
     "reporting": {"afterwards", "comparison", "display", "errors", "forms", "groups", "laws", "page", "planning"}
