@@ -26,7 +26,7 @@ from holdfast.groups import Group, grouped
 from holdfast.points import points
 from holdfast.presets import PUBLISHED, published
 from holdfast.slopes import prices, slope_equality
-from holdfast.stats import Estimate, rounded
+from holdfast.stats import Estimate, between_share, rounded
 from holdfast.study_figures import with_series
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -77,21 +77,26 @@ def answers(runs: pd.DataFrame) -> dict[str, str]:
     every = dict(measured(runs))
     return {
         "made": made(runs), "line": line(every), "rank": rank(every), "forms": best(every),
-        "against": against(every), "equal": equal(every), "same": same(every), "others": others(runs),
+        "against": against(every), "equal": equal(every), "common": common(every), "same": same(every),
+        "seeds": seeds(runs), "others": others(runs),
     }  # fmt: skip
 
 
 def measured(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
-    """What each text learned and each text retained have for a law: the points of the runs trained as most were."""
-    usual = runs[
-        runs["series"].astype(str).str.isdecimal() & (runs["learning_rate"] == runs["learning_rate"].mode()[0])
-    ]
-    for _, part in usual[usual["state"] == "done"].groupby("target"):
+    """What each text learned and each text retained have for a law: runs trained as most were, of the first seed."""
+    main = _as_most(runs)
+    for _, part in main[main["seed"] == main["seed"].min()].groupby("target"):
         if part["run"].nunique() < LEAST_RUNS:
             continue
         for corpus in sorted(part.loc[part["role"] == "retain", "corpus"].unique(), reverse=True):
             found = points(part, corpus=corpus, skip_fraction=SKIP)
             yield (str(found["target"].iloc[0]), corpus), found
+
+
+def _as_most(runs: pd.DataFrame) -> pd.DataFrame:
+    """Rows of finished runs that differ in rank and seed alone."""
+    usual = runs["series"].astype(str).str.isdecimal() & (runs["learning_rate"] == runs["learning_rate"].mode()[0])
+    return runs[usual & (runs["state"] == "done")]
 
 
 def made(runs: pd.DataFrame) -> str:
@@ -185,6 +190,22 @@ def best(every: dict[tuple[str, str], pd.DataFrame]) -> str:
     return markdown(rows)
 
 
+def common(every: dict[tuple[str, str], pd.DataFrame]) -> str:
+    """How far the joint law is off, and how much of that is at one step the same at every rank: not noise of runs."""
+    rows = [("learned", "retained", "of", "law off by", "of which common to a step", "at each step, measured less law")]
+    for (target, corpus), part in every.items():
+        for quantity in (LOSS, KL):
+            fitted = fit_law(MULTIPLICATIVE, part, quantity)
+            found = fitted.predict(trainable_params=part["trainable_params"].to_numpy(), steps=part["steps"].to_numpy())
+            missed = part[quantity].to_numpy() - np.asarray(found.mean)
+            shared = between_share(missed, clusters=part["steps"])
+            each = part.assign(missed=missed).groupby("steps")["missed"].mean()
+            told = ", ".join(f"{step}: {value:+.4f}" for step, value in each.items())
+            kept = "" if quantity == LOSS else corpus
+            rows.append((target, kept, NAMES[quantity], f"{fitted.rmse:.4f}", f"{100 * shared:.0f} %", told))
+    return markdown(list(dict.fromkeys(rows)))
+
+
 def _mean(found: Forms, quantity: str, held: str) -> float:
     values = [
         point.observed
@@ -231,6 +252,23 @@ def same(every: dict[tuple[str, str], pd.DataFrame]) -> str:
         if len(parts) > 1:
             lines.append(f"* On {corpus}: {slope_equality(pd.concat(parts, ignore_index=True), KL, by='target')}")
     return "\n".join(lines) or "Not testable yet."
+
+
+def seeds(runs: pd.DataFrame) -> str:
+    """How much runs that differ by their seed alone differ: at their last step, and in the price of each alone."""
+    rows = [("learned", "retained", "r", "seed", "loss, last", "forgetting, last", "price of this run alone")]
+    main = _as_most(runs)
+    for (_, _), cell in main.groupby(["target", "r"]):
+        if cell["seed"].nunique() < 2:
+            continue
+        for corpus in sorted(cell.loc[cell["role"] == "retain", "corpus"].unique(), reverse=True):
+            for seed, part in points(cell, corpus=corpus, skip_fraction=SKIP).groupby("seed"):
+                last, line = part.loc[part["steps"].idxmax()], fit_law(LINE, part, KL, huber=math.inf)
+                price = f"{line.parameters['slope'].value:.2f}"
+                rows.append(
+                    (last["target"], corpus, str(last["r"]), str(seed), f"{last[LOSS]:.3f}", f"{last[KL]:.3f}", price)
+                )
+    return markdown(rows) if len(rows) > 1 else "No cell has been repeated yet."
 
 
 def others(runs: pd.DataFrame) -> str:
