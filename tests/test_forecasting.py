@@ -170,7 +170,7 @@ def test_a_run_that_has_shown_nothing_is_forecast_by_the_law():
     assert made.prediction.mean == pytest.approx(made.law.mean)
     assert np.isnan(made.alone).all()
     assert (made.interval()[1] - made.interval()[0] > 2 * 1.6 * np.asarray(made.law.stderr)).all()
-    assert str(made).endswith("has shown nothing yet.")
+    assert str(made).endswith("has shown nothing yet past the steps left out.")
 
 
 def test_the_sentence_says_it_in_numbers():

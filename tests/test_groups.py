@@ -89,16 +89,16 @@ def test_numbers_of_an_adapter_are_its_size_and_words_another_way():
     assert len(grouped(pd.concat([LORA.assign(adapter='{"target_modules":"all-linear"}'), other]))) == 2
 
 
-def learned(root: Path, data: str, *, r: int, **prices: float) -> None:
+def learned(root: Path, data: str, *, r: int, steps: int = 60, **prices: float) -> None:
     """A run that pays these for what it learns, one on each retained text."""
     config = RunConfig(
-        model="m", dtype="float32", target=Target(data=data), retain=tuple(prices), adapter=Lora(r=r), steps=60,
+        model="m", dtype="float32", target=Target(data=data), retain=tuple(prices), adapter=Lora(r=r), steps=steps,
         optimizer=Optimizer(learning_rate=1e-3), batch_size=1, context=16,
     )  # fmt: skip
     with owning(config, root=root) as recorder:
         assert recorder is not None
         recorder.begin({"trainable_params": 100 * r})
-        for step in range(0, 61, 10):
+        for step in range(0, steps + 1, 10):
             gain = 0.3 * (step / 60) ** 0.5 * r**0.05
             common = {"cross_entropy": 1.0, "base_entropy": 1.0, "excess_nll": 0.0, "agreement": 0.9}
             for role, corpus, values in (
@@ -219,6 +219,21 @@ def test_of_several_retained_texts_each_has_its_laws(tmp_path: Path) -> None:
 def test_the_overview_is_made_again_from_what_it_left(runs: Path, tmp_path: Path) -> None:
     first = published(runs, tmp_path)
     assert published(tmp_path, tmp_path) == first
+
+
+def test_a_page_of_one_text_has_its_figures_before_any_law(tmp_path: Path) -> None:
+    learned(tmp_path / "runs", "data/sums.jsonl", r=4, steps=20, prose=0.2, facts=0.4)
+    published(tmp_path / "runs", tmp_path / "out")
+    page = (tmp_path / "out" / "prose" / "report.html").read_text("utf-8")
+    assert "choose by --corpus" not in page
+    assert 'id="figure-loss-against-forgetting"' in page or "loss-against-forgetting" in page
+
+
+def test_a_way_of_training_is_not_named_by_what_it_does_not_have():
+    full = also(LORA[LORA["r"] == 8], method="full", lora_alpha=np.nan, use_rslora=None, r=np.nan)
+    assert [group.name for group in grouped(pd.concat([LORA.assign(lora_alpha=1, use_rslora=True), full]))] == [
+        "method lora, alpha 1, rsLoRA True", "method full",
+    ]  # fmt: skip
 
 
 def test_folders_of_targets_are_told_apart_and_plain() -> None:

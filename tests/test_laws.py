@@ -397,3 +397,18 @@ def test_runs_of_a_rank_that_miss_the_law_alike_are_named():
             said.append(any("runs of one rank miss the multiplicative law" in words for words in law.warnings))
     assert sum(said[::2]) <= 2
     assert sum(said[1::2]) >= 17
+
+
+def test_runs_that_miss_the_law_alike_at_the_same_steps_are_named():
+    """What the last batches do to all ranks is no noise of runs; without it no study says so."""
+    said = []
+    for seed in range(10):
+        table = simulated.study(np.random.default_rng(seed), seeds=(0,))
+        own = {step: 0.006 * np.random.default_rng(int(step) + 1000 * seed).normal() for step in table["step"].unique()}
+        after = table["step"] > 0
+        moved = table.assign(kl_base_tuned=table["kl_base_tuned"] + after * table["step"].map(own))
+        for each in (table, moved):
+            law = fit_law(MULTIPLICATIVE, points(each), "kl_base_tuned")
+            said.append(any("miss the multiplicative law alike at the same steps" in words for words in law.warnings))
+    assert sum(said[::2]) == 0
+    assert sum(said[1::2]) >= 9

@@ -15,6 +15,7 @@ import holdfast
 from holdfast import adapters, checkpoints, files, trials
 from holdfast.config import read_study
 from holdfast.errors import ConfigError, FitError, ModelError
+from holdfast.publishing import publish
 from hostile import command
 from test_config import BODY
 from test_methods import BLOCK, ELSEWHERE, METHODS, ROWS
@@ -118,7 +119,7 @@ def test_what_tells_runs_apart_are_columns(swept: tuple[Path, pd.DataFrame]) -> 
 
 
 def test_laws_are_fitted_to_a_method_at_a_time_and_say_when_methods_are_pooled(
-    swept: tuple[Path, pd.DataFrame],
+    swept: tuple[Path, pd.DataFrame], tmp_path: Path
 ) -> None:
     laws = holdfast.fit(swept[1], skip_fraction=0)
     assert any("runs that differ in method are pooled" in warning for warning in laws.warnings)
@@ -126,6 +127,8 @@ def test_laws_are_fitted_to_a_method_at_a_time_and_say_when_methods_are_pooled(
     assert laws.params_per_rank is None
     with pytest.raises(FitError, match="parameters per rank differ"):
         holdfast.plan(laws, max_forgetting=0.1)
+    page = publish(swept[0] / "runs", tmp_path, commands=[], max_forgetting=0.1, skip_fraction=0, reload_s=1).page
+    assert "Nothing is recommended: <bdi>got runs that have no rank" in page.read_text("utf-8")
     whole = swept[1][swept[1]["method"] == "full"]
     more = [
         whole.assign(run=f"seed {seed}", kl_base_tuned=whole["kl_base_tuned"] * (1 + seed / 50)) for seed in range(3)

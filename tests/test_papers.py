@@ -88,6 +88,15 @@ def test_a_constant_the_data_leave_open_has_no_number(rows, found):
     assert (theirs["slope"], theirs["intercept"]) == (1.7334, 2.0481)
 
 
+def test_a_constant_without_an_interval_keeps_its_number():
+    """Two runs: leaving one out leaves a joint law open, which says nothing against its constants."""
+    few = simulated.study(np.random.default_rng(0), ranks=(8, 64), seeds=(0,))
+    made = papers.tables(few, tables.examine(few))["laws"]
+    law = made[(made["quantity"] == "target_nll") & (made["constant"] == "asymptote")].iloc[0]
+    assert np.isfinite(law["value"])
+    assert np.isnan(law["value_stderr"])
+
+
 ACTS = r"\input{/etc/passwd} \immediate\write18{x} $x$ % & # _ ~ ^ { } \begin{a}"
 
 

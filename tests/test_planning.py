@@ -219,6 +219,8 @@ def test_no_run_is_said_to_forget_less_than_nothing():
     laws = dataclasses.replace(NOISY, joint=NOISY.joint | {"kl_base_tuned": unsure})
     said = next(reason for reason in plan(laws, target_loss=0.7).reasons if "should forget" in reason)
     assert " % of runs 0.0 to " in said
+    below = with_constants(NOISY, "kl_base_tuned", asymptote=0.0)
+    assert not any("forget -" in reason for reason in plan(below, target_loss=0.7).reasons)
 
 
 def with_constants(laws, quantity, **values):

@@ -1,11 +1,12 @@
 """How runs stand, as anybody sees it from outside while other processes work."""
 
+import json
 import multiprocessing
 from pathlib import Path
 
 import pytest
 
-from holdfast import progress, store
+from holdfast import archive, progress, store
 from holdfast.errors import StoreError
 from test_store import config, made, measured
 
@@ -50,8 +51,20 @@ def test_every_run_says_how_it_stands(tmp_path: Path) -> None:
     assert (found[3].step, found[3].share) == (1, 0.25)
     assert found[5].reason == "because"
     assert "done.json" in str(found[8].reason)
+    json.dumps([run.to_dict() for run in found.values()], allow_nan=False)
     after = {run.about.get("r"): run.standing for run in progress.status(tmp_path)}
     assert after[1] == "stopped"
+
+
+def test_runs_of_an_archive_stand_as_they_stood(tmp_path: Path) -> None:
+    made(tmp_path / "runs", r=2, rows=(measured(0), measured(4)))
+    made(tmp_path / "runs", r=5, end="failed")
+    (tmp_path / "study").mkdir()
+    archive.write_archive(archive.read_runs(tmp_path / "runs"), tmp_path / "study" / archive.FILE)
+    stood, stands = ({run.run: run for run in progress.status(tmp_path / name)} for name in ("runs", "study"))
+    assert {name: (run.standing, run.losses, run.forgetting, run.reason) for name, run in stands.items()} == {
+        name: (run.standing, run.losses, run.forgetting, run.reason) for name, run in stood.items()
+    }
 
 
 def test_what_is_left_follows_from_what_was_made(tmp_path: Path) -> None:

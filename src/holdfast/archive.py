@@ -38,14 +38,15 @@ def read_runs(root: Path | str, *, only: Sequence[str] | None = None) -> list[Ru
         StoreError: there is none, or one is damaged.
         ConfigError: a condition that no run meets, or of no column.
     """
-    archived = Path(root) / FILE
-    if archived.is_file() and not any(Path(root).glob("*/config.json")):
-        runs = _read(archived)
-    else:
-        runs = [read_run(folder) for folder in run_folders(root)]
+    runs = _read(Path(root) / FILE) if archived(root) else [read_run(folder) for folder in run_folders(root)]
     for condition in only or ():
         runs = _meeting(runs, condition, at=root)
     return runs
+
+
+def archived(root: Path | str) -> bool:
+    """Whether a folder's runs are those of its `runs.parquet`."""
+    return (Path(root) / FILE).is_file() and not any(Path(root).glob("*/config.json"))
 
 
 def _meeting(runs: Sequence[Run], condition: str, *, at: Path | str) -> list[Run]:

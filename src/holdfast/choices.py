@@ -220,7 +220,8 @@ def _sizes(laws: Laws, *, trainable_params: float | None, r: int | None) -> tupl
     """Ranks and the parameters of each: those of the study and the powers of two between, or what was asked for."""
     if laws.params_per_rank is None:
         raise FitError(
-            "got runs whose trainable parameters per rank differ, expected one ratio, at the laws to plan by"
+            "got runs that have no rank, or whose parameters per rank differ, expected LoRA runs of one kind, for "
+            "instance by --only method=lora, or only= in Python, at the laws to plan by"
         )
     if trainable_params is not None:
         nearest = max(round(trainable_params / laws.params_per_rank), 1)

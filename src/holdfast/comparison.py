@@ -66,9 +66,10 @@ def frame(compared: Compared) -> pd.DataFrame:
 
 
 def identified(fit: Fit, name: str) -> float:
-    """A constant, or nan where the data leave it open; a published one is as it was published."""
-    estimate = fit.parameters[name]
-    return estimate.value if math.isfinite(estimate.stderr) or not fit.n_points else math.nan
+    """A constant, with or without an interval, or nan where the data leave it open; a published one as it is."""
+    estimate, at = fit.parameters[name], list(fit.parameters).index(name)
+    open_ = math.isnan(estimate.stderr) and math.isfinite(fit.covariance[at][at])
+    return math.nan if open_ and fit.n_points else estimate.value
 
 
 def _constants(fit: Fit) -> dict[str, Any]:

@@ -145,7 +145,10 @@ def next_runs(
     asked = {"max_forgetting": max_forgetting, "tolerance": tolerance, "number": number, "at": at and min(at)}
     if (at is None) == (max_forgetting is None) or any(one is not None and not one > 0 for one in asked.values()):
         listed = ", ".join(f"{name} {one}" for name, one in (asked | {"at": at}).items())
-        raise ConfigError(f"got {listed}, expected at or max_forgetting and all above 0, at the next runs")
+        raise ConfigError(
+            f"got {listed}, expected a budget by --max-forgetting, or max_forgetting or at in Python, and all above "
+            "0, at the next runs"
+        )
     if at is None:
         found = plan(laws, max_forgetting=max_forgetting)
         at = (found.r, found.steps)

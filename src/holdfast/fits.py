@@ -28,8 +28,11 @@ HUBER = 1.345
 BY_RANK = 2
 """Constants of a joint law that only differences between numbers of parameters tell."""
 
+BY_STEP = 3
+"""Those that only differences between steps tell."""
+
 ALIKE = 0.01
-"""p-value below which runs with the same parameters miss a law alike by more than chance."""
+"""p-value below which runs with the same parameters, or at the same step, miss a law alike by more than chance."""
 
 ROUNDING = 1e-9
 """Residuals below this share of the values are rounding."""
@@ -274,6 +277,11 @@ def evidence(
         warnings.append(
             f"{quantity}: runs of one rank miss the {law.name} law alike, and its interval counts runs: too narrow"
         )
+    if noisy and "steps" in reference and _miss_alike_at_steps(points, solution.residuals):
+        warnings.append(
+            f"{quantity}: runs miss the {law.name} law alike at the same steps, as they do that share batches, and its "
+            "interval counts runs: too narrow"
+        )
     if not solution.settled:
         warnings.append(f"{quantity}: the search for the {law.name} law stopped before it settled")
     if law is LINE and squares > POOR * variation:
@@ -310,6 +318,12 @@ def _miss_alike(points: pd.DataFrame, residuals: FloatArray) -> bool:
     """Whether runs with the same parameters are off by the same, so that there are fewer samples than runs."""
     means = points.assign(missed=residuals).groupby("run").agg({"missed": "mean", "trainable_params": "first"})
     _, chance = common_share(means["missed"].to_numpy(), groups=means["trainable_params"], constants=BY_RANK)
+    return chance < ALIKE
+
+
+def _miss_alike_at_steps(points: pd.DataFrame, residuals: FloatArray) -> bool:
+    """Whether measurements at the same step are off by the same; conservative, as those of one run are alike too."""
+    _, chance = common_share(residuals, groups=points["steps"], constants=BY_STEP)
     return chance < ALIKE
 
 

@@ -109,9 +109,9 @@ class Forecast:
         error = math.hypot(float(np.asarray(self.prediction.stderr)[-1]), self.prediction.scatter)
         verb = {"kl_base_tuned": "forget", "target_nll": "reach a loss of"}.get(self.quantity, f"reach {self.quantity}")
         unit = "on" if self.quantity == "target_nll" else "nats per token on"
-        low, high = (rounded(float(end[-1]), error) for end in self.interval())
+        low, high = (rounded(max(float(end[-1]), 0.0), error) for end in self.interval())
         sure = "no interval" if math.isnan(error) else f"{100 * LEVEL:.0f} % {low} to {high}"
-        said = "nothing yet" if self.n_points == 0 else f"its first {self.last_step} steps"
+        said = f"its first {self.last_step} steps" if self.n_points else "nothing yet past the steps left out"
         return (
             f"At step {self.steps[-1]} run {self.run} should {verb} {rounded(mean, error)} {unit} {self.corpus} "
             f"({sure}); the law alone says {rounded(law, error)}. The run has shown {said}."

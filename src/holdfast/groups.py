@@ -27,6 +27,9 @@ QUANTITY = "kl_base_tuned"
 WAYS = tuple(column for column in POOLED if column != "dtype")
 """Columns that a way of training is told by; precision is a matter of the machine."""
 
+NONE = ("", "nan", "None", "{}")
+"""What a setting is called that a way of training does not have."""
+
 WORDS = {
     "learning_rate": "learning rate",
     "batch_tokens": "tokens a step",
@@ -94,7 +97,10 @@ def grouped(
             members += _ways(part, retained, skip_fraction)
     columns = ("target", "corpus", *WAYS)
     differing = [column for column in columns if len({each.settings[column] for each in members}) > 1]
-    return tuple(replace(each, settings={name: each.settings[name] for name in differing}) for each in members)
+    return tuple(
+        replace(each, settings={name: each.settings[name] for name in differing if each.settings[name] not in NONE})
+        for each in members
+    )
 
 
 def _ways(part: pd.DataFrame, corpus: str, skip_fraction: float) -> list[Group]:

@@ -248,7 +248,8 @@ def show_forecasts(forecasts: Sequence[Forecast], max_forgetting: float | None) 
         for i, steps in enumerate(made.steps):
             error = float(errors[i])
             ends = "none" if math.isnan(error) else f"{rounded(max(low[i], 0.0), error)} to {rounded(high[i], error)}"
-            expected, law, alone = (rounded(float(value), error) for value in (means[i], laws[i], made.alone[i]))
+            expected, law = (rounded(float(value), error) for value in (means[i], laws[i]))
+            alone = "–" if math.isnan(made.alone[i]) else rounded(float(made.alone[i]), error)
             table.add_row(NAMES[made.quantity], str(steps), expected, ends, law, alone)
     out().print(table)
     forgetting = next((made for made in forecasts if made.quantity == "kl_base_tuned"), None)

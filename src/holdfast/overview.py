@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from holdfast import files
+from holdfast import afterwards, files
 from holdfast.archive import FILE, read_runs, write_archive
 from holdfast.display import visible
 from holdfast.errors import FitError
@@ -57,6 +57,7 @@ def publish_each(
         files.write(output_dir / "report.html", page.encode())
         if output_dir.resolve() != runs.resolve() and reload_s is None:
             write_archive(made, output_dir / FILE)
+            afterwards.copy(runs, output_dir)
     written = tuple(path for each in pages.values() for path in (each.page, *each.figures))
     return Published(page=output_dir / "report.html", figures=written, laws=None, plan=None, why_no_laws=None)
 

@@ -263,7 +263,7 @@ def _misses(answer: Answer) -> str:
 def _one_run(prediction: Prediction, where: str) -> str:
     """The expected value, and where most single runs come out: at 0 or above, as every loss and every KL."""
     error = math.hypot(float(prediction.stderr), prediction.scatter)
-    expected = f"{rounded(float(prediction.mean), error)} nats per token on {where}"
+    expected = f"{rounded(max(float(prediction.mean), 0.0), error)} nats per token on {where}"
     if math.isnan(error):
         return expected
     ends = (max(float(prediction.run_quantile(tail)), 0.0) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))

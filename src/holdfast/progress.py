@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from holdfast import files
-from holdfast.archive import read_runs
+from holdfast.archive import archived, read_runs
 from holdfast.errors import StoreError
 from holdfast.methods import named
 from holdfast.store import Run, owned, read_run, run_folders
@@ -50,6 +49,8 @@ def status(root: Path | str) -> tuple[RunStatus, ...]:
     Raises:
         StoreError: there is none.
     """
+    if archived(root):
+        return tuple(_stands(run) for run in read_runs(root))
     return tuple(_status(folder) for folder in run_folders(root))
 
 
@@ -79,10 +80,14 @@ def _status(folder: Path) -> RunStatus:
         run = read_run(folder)
     except StoreError as error:
         return RunStatus(
-            run=folder.name, standing="damaged", reason=str(error), about={}, step=0, steps=0, share=math.nan,
+            run=folder.name, standing="damaged", reason=str(error), about={}, step=0, steps=0, share=0.0,
             seconds_left=None, seconds=None, pid=None, losses=(), forgetting={},
         )  # fmt: skip
-    noted = _noted(folder)
+    return _stands(run)
+
+
+def _stands(run: Run) -> RunStatus:
+    noted = _noted(run.folder)
     standing = _standing(run)
     reached = max((one.step for one in run.measurements), default=0)
     share = 1.0 if standing == "done" else float(noted.get("share", reached / run.config.steps))
@@ -106,7 +111,7 @@ def _status(folder: Path) -> RunStatus:
 def _standing(run: Run) -> Standing:
     if run.state != "in progress":
         return run.state
-    if owned(run.folder):
+    if run.folder.is_dir() and owned(run.folder):
         return "running"
     return "stopped" if run.provenance else "waiting"
 

@@ -83,7 +83,12 @@ def publish(
     except FitError as error:
         laws, why_not = None, str(error)
     asked = max_forgetting is not None or target_loss is not None
-    planned = plan(laws, max_forgetting=max_forgetting, target_loss=target_loss, risk=risk) if laws and asked else None
+    planned, why_no_plan = None, None
+    if laws and asked:
+        try:
+            planned = plan(laws, max_forgetting=max_forgetting, target_loss=target_loss, risk=risk)
+        except FitError as error:
+            why_no_plan = str(error)
     corpus = corpus if laws is None else laws.corpus
     validation = None if laws is None else validate(table, corpus=corpus, skip_fraction=skip_fraction)
     done = laws is not None and reload_s is None
@@ -104,6 +109,8 @@ def publish(
         commands=commands,
         provenance=common_facts([run.provenance for run in made if run.state == "done"]),
         why_no_laws=why_not,
+        why_no_plan=why_no_plan,
+        corpus=corpus,
     )
     with files.refusing(output_dir):
         files.make_folder(output_dir)

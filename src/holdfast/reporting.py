@@ -47,6 +47,8 @@ def report(
     commands: Sequence[str],
     provenance: Mapping[str, Any],
     why_no_laws: str | None = None,
+    why_no_plan: str | None = None,
+    corpus: str | None = None,
     reload_s: int | None = None,
 ) -> str:
     """A study as one self-contained HTML page: what learning costs, what to run, and the evidence for both.
@@ -55,14 +57,15 @@ def report(
     `compared` and `groups` were made from it; `after` is what was probed and measured of its runs. With `reload_s` a
     browser reads the file again after so many seconds.
     `commands` are what a reader types to make the page again; `provenance` is whatever says where the numbers come
-    from, nested as it likes. Without `laws` the page shows the measurements, and `why_no_laws` in place of the laws.
+    from, nested as it likes. Without `laws` the page shows the measurements, and `why_no_laws` in place of the laws,
+    of the retained text `corpus`; `why_no_plan` is why there is none of a budget that was given.
 
     The page makes no request and runs one script, which its content security policy names by its hash. The same
     arguments give the same page, byte for byte.
     """
     probed = None if after is None else after.probed
     try:
-        drawn, why_no_figures = charts(table, laws, plan, validation, probed), None
+        drawn, why_no_figures = charts(table, laws, plan, validation, probed, corpus=corpus), None
     except FitError as error:
         drawn, why_no_figures = {}, str(error)
     numbers = {name: number for number, name in enumerate(drawn, 1)}
@@ -82,6 +85,7 @@ def report(
             "why_no_laws": None if laws else why_no_laws or "No reason was given.",
             "laws": None if laws is None else _laws(laws),
             "plan": None if plan is None else _plan(plan),
+            "why_no_plan": why_no_plan,
             "held_out": None if validation is None else _held_out(validation),
             "forms": None if forms is None else _forms(forms),
             "compared": None
@@ -171,7 +175,7 @@ def _laws(laws: Laws) -> dict[str, Any]:
         "target": laws.target,
         "corpus": laws.corpus,
         "method": laws.method,
-        "ranks": ", ".join(map(str, laws.ranks)),
+        "ranks": ", ".join(str(r) for r in laws.ranks if r),
         "n_runs": laws.n_runs,
         "n_points": line.n_points,
         "left_out": f"{100 * laws.skip_fraction:.2g} %",
@@ -295,7 +299,7 @@ def _published_or_ours(fit: Fit, name: str) -> Cell:
 def _parameter(fit: Fit, name: str) -> Cell:
     """A parameter with its interval; no number where the data do not tell it from others that fit as well."""
     if name not in fit.parameters:
-        return Cell("–", "one rank only")
+        return Cell("–", "one number of parameters only")
     estimate = fit.parameters[name]
     if math.isfinite(estimate.stderr):
         return Cell(rounded(estimate.value, estimate.stderr), interval(*estimate.interval(LEVEL), estimate.stderr))

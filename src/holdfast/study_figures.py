@@ -55,17 +55,18 @@ CAPTIONS = {
 
 def charts(
     table: pd.DataFrame, laws: Laws | None, plan: Plan | None, validation: Validation | None,
-    probed: ProbeReport | None = None,
+    probed: ProbeReport | None = None, *, corpus: str | None = None,
 ) -> dict[str, Chart]:  # fmt: skip
     """Every figure of a study by name, in reading order; what is None has none.
 
-    `table` is that of `archive.table`; the laws, plan and validation were made from it; `probed` are its runs' answers.
+    `table` is that of `archive.table`; the laws, plan and validation were made from it; `probed` are its runs' answers;
+    `corpus` is the retained text where there are no laws to name one.
 
     Raises:
         FitError: no finished run has anything to draw.
     """
     table = with_series(table)
-    shown = _shown(table, laws)
+    shown = _shown(table, laws, corpus)
     drawn = {} if plan is None or not plan.frontier else {"frontier": frontier_figure(plan)}
     drawn[MAIN] = loss_against_forgetting(shown, laws)
     drawn |= _panels(table, laws)
