@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", default="defaults", choices=("defaults", "packed"))
     parser.add_argument("--conversations", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", choices=("ours", "defaults", "packed"))
     options = parser.parse_args()
     documents, held_out = data(options.conversations, 24)

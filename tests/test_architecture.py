@@ -62,7 +62,7 @@ MODEL_HALF = {
     "checkpoints": {"errors", "files", "models"},
     "losses": {"corpora", "kernels", "lora", "models"},
     "sharding": {"config", "errors", "interrupts", "methods", "mistakes", "models", "thawed"},
-    "updates": {"checkpoints", "config", "corpora", "lora", "losses", "models", "sharding"},
+    "updates": {"checkpoints", "config", "corpora", "errors", "lora", "losses", "models", "sharding"},
     "training": {"basecache", "checkpoints", "config", "corpora", "counts", "errors"}
     | {"evidence", "folders", "meter", "methods", "models", "sharding", "store", "updates"},
     "sweeps": {"adapters", "archive", "checkpoints", "config", "counts", "errors", "files"}
@@ -138,8 +138,8 @@ ANALYSIS_HALF = {
     "publishing": {"afterwards", "archive", "behaviour", "cards", "comparison", "errors", "figures", "files"}
     | {"forgetting", "forgetting_page", "forms", "groups", "laws", "planning", "probe_page", "progress", "reporting"}
     | {"store", "study_figures", "validation"},
-    "overview": {"archive", "display", "errors", "files", "groups", "laws", "page", "publishing", "reporting"}
-    | {"run_grids", "slopes", "stats", "store", "study_figures"},
+    "overview": {"afterwards", "archive", "display", "errors", "files", "groups", "laws", "page", "publishing"}
+    | {"reporting", "run_grids", "slopes", "stats", "store", "study_figures"},
     "reproducing": {"behaviour", "config", "errors", "publishing"},
 }
 ENTRY = {
@@ -151,7 +151,7 @@ ENTRY = {
     | {"integrations.trackers", "interrupts", "models", "progress", "pursuit"}
     | {"sharding", "status_screens", "store", "sweeps", "terminal", "trials", "workers"},
     "workers": {"adapters", "config", "costs", "errors", "files", "interrupts", "models", "remote", "sharding"}
-    | {"following", "store", "sweeps", "terminal", "trials", "updates"},
+    | {"following", "store", "sweeps", "terminal", "trials"},
     "remote": {"config", "errors", "interrupts", "following", "sharing", "sweeps", "trials"},
     "status_screens": {"display", "progress", "terminal"},
     "probe_screens": {"behaviour", "exchange", "proportions", "questions", "refusals", "stats", "terminal"},

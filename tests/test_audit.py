@@ -83,6 +83,32 @@ def test_a_broken_checkpoint_is_named_and_the_others_are_measured(checkpoints: P
         holdfast.measure(tuned=str(checkpoints / "checkpoint-10"), texts=[str(kelp)], dtype="float32")
 
 
+def test_a_checkpoint_cut_short_is_named_and_the_others_are_measured(checkpoints: Path, kelp: Path) -> None:
+    """As a full disk or a copy that was stopped leaves the last one: seen in its file, before anything is loaded."""
+    path = checkpoints / "checkpoint-30" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+    report = holdfast.measure(tuned=str(checkpoints), texts=[str(kelp)], dtype="float32")
+    assert [bool(checkpoint.texts) for checkpoint in report.checkpoints] == [True, True, False]
+    assert "adapter_model.safetensors" in str(report.checkpoints[2].failure)
+    for name in ("checkpoint-2", "checkpoint-10"):
+        shutil.rmtree(checkpoints / name)
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors"):
+        holdfast.measure(tuned=str(checkpoints), texts=[str(kelp)], dtype="float32")
+
+
+def test_a_text_longer_than_learned_positions_is_refused(tiny: Path, kelp: Path, tmp_path: Path) -> None:
+    """GPT-2's positions are rows of a table; Llama's are angles, and know no end."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = Path(shutil.copytree(tiny, tmp_path / "gpt2"))
+    config = GPT2Config(vocab_size=400, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    both = {"base": str(folder), "tuned": str(folder), "texts": [str(kelp)], "dtype": "float32"}
+    with pytest.raises(ModelError, match=r"expected at most the 32 .* at --context"):
+        holdfast.measure(**both, context=64)
+    assert holdfast.measure(**both, context=32)["kelp"].kl_base_tuned.value == 0
+
+
 def test_the_base_of_adapters_of_two_bases_must_be_named(checkpoints: Path, kelp: Path) -> None:
     path = checkpoints / "checkpoint-2" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "another/base"}))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from hostile import Tally, command
 from hostile_studies import Study, studies
@@ -84,15 +85,21 @@ def test_a_place_that_cannot_be_written_is_the_machines(tmp_path: Path, place: s
 
 def test_what_nobody_foresaw_of_the_machine_is_no_bug_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of memory or files anywhere ends in a sentence; what may be our own mistake ends in a traceback."""
-    for error, said in ((MemoryError("8 GiB"), "out of memory"), (OSError(24, "Too many open files"), "Too many")):
+    for error, said in (
+        (MemoryError("8 GiB"), "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), "Tried to allocate 20.00 GiB"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"), "out of memory"),
+        (OSError(24, "Too many open files"), "Too many"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr("holdfast.schemas.study_schema", raising(error))
             answer = command("schema", folder=tmp_path)
         assert (answer.code, answer.out) == (5, "")
         assert said in answer.err
-    monkeypatch.setattr("holdfast.schemas.study_schema", raising(FileNotFoundError(2, "ours")))
-    with pytest.raises(FileNotFoundError):
-        command("schema", folder=tmp_path)
+    for ours in (FileNotFoundError(2, "ours"), RuntimeError("ours")):
+        monkeypatch.setattr("holdfast.schemas.study_schema", raising(ours))
+        with pytest.raises(type(ours)):
+            command("schema", folder=tmp_path)
 
 
 def raising(error: BaseException) -> Callable[[], None]:

@@ -55,6 +55,17 @@ def test_shapes_a_question_may_have(tmp_path: Path) -> None:
     assert [q.digest for q in read_items(str(tmp_path / "q.parquet")).questions] == [read.questions[0].digest] * 2
 
 
+def test_a_label_that_is_a_number_is_no_index(tmp_path: Path) -> None:
+    """ARC labels choices 1 to 4; read through pandas its answers are numbers, and 1 is the first of them."""
+    numbered = ARC | {"choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}}
+    rows = [numbered | {"answerKey": key} for key in (1, "1", 3)]
+    assert [q.answer for q in read_items(written(tmp_path / "q.jsonl", *rows)).questions] == [0, 0, 2]
+    pd.DataFrame([numbered | {"answerKey": key} for key in (1, 2)]).to_parquet(tmp_path / "q.parquet")
+    assert [q.answer for q in read_items(str(tmp_path / "q.parquet")).questions] == [0, 1]
+    with pytest.raises(DataError, match="got answerKey 0, expected one of 1, 2, 3, at"):
+        read_items(written(tmp_path / "odd.jsonl", numbered | {"answerKey": 0}))
+
+
 def test_shapes_a_prompt_may_have(tmp_path: Path) -> None:
     file = tmp_path / "p.csv"
     file.write_text('goal,target\n"Do, harm",Sure\n')
@@ -90,8 +101,9 @@ def test_the_real_sets_are_read() -> None:
         (ARC | {"choices": ["x", 3]}, "got choice 3, expected a text"),
         (ARC | {"choices": {"text": ["x", "y"], "label": ["1", "1"]}}, "expected a label of its own each"),
         (ARC | {"choices": {"text": ["x", "y"], "label": ["1"]}}, "got 2 choices labelled"),
-        (ARC | {"answerKey": "C"}, "got answerKey 'C', expected one of 1, 2, or an index below 2"),
-        (ARC | {"answerKey": 2}, "got answerKey 2"),
+        (ARC | {"answerKey": "C"}, "got answerKey 'C', expected one of 1, 2, at"),
+        (ARC | {"answerKey": 3}, "got answerKey 3"),
+        (ARC | {"choices": ["x", "y"], "answerKey": 2}, "got answerKey 2, expected one of A, B, or an index below 2"),
         (ARC | {"answerKey": True}, "got answerKey True"),
         (ARC | {"answerKey": None}, "got answerKey None"),
         ('{"question": "\\ud800", "choices": ["x", "y"], "answer": 0}', "half of a surrogate pair .* in question"),

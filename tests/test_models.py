@@ -49,6 +49,23 @@ def copied(tiny: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny, tmp_path / "model"))
 
 
+def test_no_tokenizer_ends_a_text_by_itself(copied: Path) -> None:
+    """Some of Llama's kind put an end behind whatever they cut; behind a prompt, what follows would follow an end."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer, LlamaTokenizer
+
+    plain = models.load_tokenizer(str(copied))
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "▁": 3, "a": 4, "▁a": 5}
+    usual = LlamaTokenizer(vocab=vocabulary, merges=[("▁", "a")], add_bos_token=True, add_eos_token=True)
+    usual.save_pretrained(copied)
+    assert AutoTokenizer.from_pretrained(copied)("a")["input_ids"] == [1, 5, 2]
+    assert models.load_tokenizer(str(copied))("a")["input_ids"] == [1, 5]
+    plain.backend_tokenizer.post_processor = TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", 0)])
+    plain.save_pretrained(copied)
+    assert AutoTokenizer.from_pretrained(copied)("a")["input_ids"][-1] == 0
+    assert 0 not in models.load_tokenizer(str(copied))("a")["input_ids"]
+
+
 def test_weights_that_are_not_numbers_are_refused(copied: Path) -> None:
     weights = load_file(copied / "model.safetensors")
     name = next(name for name in weights if "q_proj" in name)

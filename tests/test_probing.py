@@ -175,18 +175,26 @@ def test_a_broken_checkpoint_is_named_and_the_others_are_probed(checkpoints: Pat
     report = holdfast.probe(tuned=str(checkpoints), tasks=[str(quiz)], dtype="float32")
     assert [model.failure is None for model in report.models] == [True, False, True]
     assert "not probed: adapter" in str(report)
+    path.write_bytes(path.read_bytes()[:-40])
+    report = holdfast.probe(tuned=str(checkpoints), tasks=[str(quiz)], dtype="float32")
+    assert "adapter_model.safetensors" in str(report.models[1].failure)
+    save_file(weights, path)
     with pytest.raises(ModelError, match="NaN"):
         holdfast.probe(tuned=str(checkpoints / "checkpoint-10"), tasks=[str(quiz)], dtype="float32")
 
 
 def test_what_cannot_be_asked_is_refused(tiny: Path, quiz: Path, tmp_path: Path) -> None:
     both: dict[str, Any] = {"base": str(tiny), "tuned": str(tiny), "dtype": "float32"}
+    other = tmp_path / "other" / quiz.name
+    other.parent.mkdir()
+    other.write_text("".join(reversed(quiz.read_text().splitlines(keepends=True)[1:])))
     for changed, error, message in (
         ({"tasks": []}, ConfigError, "expected at least one task"),
         ({"tasks": [str(quiz)] * 2}, ConfigError, "each once"),
         ({"tasks": [str(quiz)], "protocols": ["best"]}, ConfigError, r"got \['best'\], expected some of character"),
         ({"tasks": [str(quiz)], "limit": 0}, ConfigError, "expected at least 1 item"),
         ({"tasks": [str(quiz)], "dtype": "int8"}, ConfigError, "expected auto, bfloat16 or float32"),
+        ({"tasks": [str(quiz), str(other)]}, DataError, "expected a name of its own each"),
         ({"tasks": ["absent.jsonl"]}, DataError, "expected a file of items there"),
     ):
         with pytest.raises(error, match=message):

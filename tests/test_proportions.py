@@ -50,6 +50,18 @@ def test_swapping_the_models_mirrors_the_change(both: int, lost: int, gained: in
     assert pair.minimum_detectable_effect == mirrored.minimum_detectable_effect
 
 
+@given(counts, counts, counts, counts)
+def test_no_change_larger_than_all_of_it_is_asked_for(both: int, lost: int, gained: int, neither: int) -> None:
+    """Fewer than six items show nothing whatever they say; more, some change of a share."""
+    pair = PairedShares(both=both, lost=lost, gained=gained, neither=neither)
+    least = pair.minimum_detectable_effect
+    unknown = math.isnan(least)
+    assert unknown or 6 / pair.n <= least <= 1
+    assert unknown or pair.n > 5
+    assert unknown == (pair.unseen == "with so few items")
+    assert pair.to_dict()["minimum_detectable_effect"] == (None if unknown else least)
+
+
 def test_counting_pairs() -> None:
     base, tuned = np.array([1, 1, 1, 0, 0, 0, 0], bool), np.array([1, 0, 0, 1, 0, 0, 0], bool)
     pair = PairedShares.of(base=base, tuned=tuned)

@@ -85,6 +85,12 @@ def test_the_fingerprint_is_of_what_a_model_is(tiny: Path, tmp_path: Path) -> No
     assert sources.files_fingerprint(copy) == sources.files_fingerprint(tiny)
     (copy / "README.md").write_text("A copy.")
     assert sources.files_fingerprint(copy) == sources.files_fingerprint(tiny)
+    settings = copy / "generation_config.json"
+    named = settings.read_text()
+    settings.write_text(json.dumps(json.loads(named) | {"eos_token_id": [0, 7]}))  # other texts, from the same weights
+    assert sources.files_fingerprint(copy) != sources.files_fingerprint(tiny)
+    settings.write_text(named)
+    assert sources.files_fingerprint(copy) == sources.files_fingerprint(tiny)
     weights = load_file(copy / "model.safetensors")
     next(iter(weights.values())).view(-1)[0] += 1e-6
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})

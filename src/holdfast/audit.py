@@ -109,10 +109,7 @@ def measure(
     path = models.locate(base)
     folders.read_files(path, adapter=False)
     tokenizer = models.load_tokenizer(base)
-    findings = {
-        c.name: checks.check_pair(base=base, path=path, candidate=c, quantised=quantised, tokenizer=tokenizer)
-        for c in found
-    }
+    findings, refused = checks.check_pairs(found, base=base, path=path, quantised=quantised, tokenizer=tokenizer)
     reference = _Reference(base, None, dtype=dtype, device=place, tokenizer=tokenizer, context=context)
     wanted = [_text(spec, reference, documents) for spec in texts]
     wanted += [] if task is None else [_prompts(task, documents)]
@@ -121,7 +118,7 @@ def measure(
         raise DataError(f"got texts named {names}, expected at least one, each with a name of its own")
 
     once = sum(_characters(text.corpus) for text in wanted)
-    progress = _Progress(tell, once * (len(found) + (1 if quantised is None else 3)))
+    progress = _Progress(tell, once * (len(findings) + (1 if quantised is None else 3)))
     damage: dict[str, CorpusReport] = {}
     if quantised is not None:
         _prepare(reference, wanted, {reference.usual_kind()}, precision, progress)
@@ -133,17 +130,21 @@ def measure(
         }
         del damaged
         reference = _Reference(spec, bits, dtype=dtype, device=place, tokenizer=tokenizer, context=context)
-    _prepare(reference, wanted, {_likely_kind(c, reference) for c in found}, precision, progress)
+    usable = [candidate for candidate in found if candidate.name not in refused]
+    _prepare(reference, wanted, {_likely_kind(c, reference) for c in usable}, precision, progress)
     checkpoints = []
     for candidate in found:
+        noted = findings.get(candidate.name, ())
         try:
-            one = _measure_one(candidate, reference, wanted, precision, findings[candidate.name], progress)
+            if why := refused.get(candidate.name):
+                raise ModelError(why)
+            one = _measure_one(candidate, reference, wanted, precision, noted, progress)
         except ModelError as error:
             if len(found) == 1:
                 raise
             one = Checkpoint(
-                name=candidate.name, step=candidate.step, method=None, merged=False,
-                findings=findings[candidate.name], texts={}, failure=str(error),
+                name=candidate.name, step=candidate.step, method=None, merged=False, findings=noted, texts={},
+                failure=str(error),
             )  # fmt: skip
         checkpoints.append(one)
     return ForgettingReport(
@@ -199,7 +200,7 @@ class _Reference:
         self._model: Base | None = None
         self._identity = {
             **basecache.base_identity(
-                weights=sources.files_fingerprint(self.path), tokenizer=models.tokenizer_fingerprint(tokenizer),
+                weights=sources.files_fingerprint(self.path), tokenizer=checks.tokenizer_fingerprint(tokenizer),
                 quantisation=quantisation, dtype=dtype, device=device,
             ),
             "context": str(context),

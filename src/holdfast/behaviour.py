@@ -347,5 +347,5 @@ def _safe(text: str) -> str:
 
 def _verdict(shares: PairedShares) -> str:
     if shares.verdict == "not measurable":
-        return f"not measurable below {100 * shares.minimum_detectable_effect:.1f} points"
+        return f"not measurable {shares.unseen}"
     return shares.verdict

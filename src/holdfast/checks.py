@@ -6,12 +6,13 @@ code that comes with a model is run. What cannot be right is refused; what chang
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -96,6 +97,29 @@ def check_pair(
     parts += [] if quantised else [_quantised(ours, theirs, config)]
     parts += [_code(theirs), _tokenizers(tokenizer, candidate, theirs.rows() or ours.rows())]
     return tuple(Finding(what=what, consequence=so) for what, so in itertools.chain(*parts))
+
+
+def check_pairs(
+    candidates: Sequence[Candidate], *, base: str, path: Path, quantised: str | None, tokenizer: Tokenizer
+) -> tuple[dict[str, tuple[Finding, ...]], dict[str, str]]:
+    """`check_pair` of each candidate, by name: what was found, and why those of several that are refused are.
+
+    Raises:
+        ModelError: the base, or all there is to compare with it, cannot be used.
+    """
+    read_files(path, adapter=False)
+    findings: dict[str, tuple[Finding, ...]] = {}
+    refused: dict[str, str] = {}
+    for candidate in candidates:
+        try:
+            findings[candidate.name] = check_pair(
+                base=base, path=path, candidate=candidate, quantised=quantised, tokenizer=tokenizer
+            )
+        except ModelError as error:
+            refused[candidate.name] = str(error)
+            if len(refused) == len(candidates):
+                raise
+    return findings, refused
 
 
 def check_weights(candidate: Candidate, weights_fingerprint: str, dtype: str) -> tuple[Finding, ...]:
@@ -309,3 +333,11 @@ def _vocabularies(ours: Tokenizer, theirs: Tokenizer, path: Path, rows: int | No
         some = ", ".join(sorted(tokens)[:5]) + (", …" if len(tokens) > 5 else "")
         if tokens:
             yield f"the tuned model's tokenizer {does} tokens ({len(tokens)}: {some})", consequence
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """Hex SHA-256 of all that decides how a tokenizer cuts text: its model, its special tokens, its template."""
+    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    content = repr((backend, sorted(special.items()), tokenizer.chat_template))
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()

@@ -364,7 +364,7 @@ def main() -> None:
             app()
     except HoldfastError as error:
         _stop(error)
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
         refusal = as_refusal(error)
         if refusal is None:
             raise

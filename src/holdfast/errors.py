@@ -66,13 +66,21 @@ _MACHINES = {
 }  # fmt: skip
 
 
-def as_refusal(error: OSError | MemoryError) -> ResourceError | None:
+def as_refusal(error: BaseException) -> ResourceError | None:
     """What stopped us where nobody foresaw it, as a refusal; None where it may be our own bug."""
-    if isinstance(error, MemoryError):
-        return ResourceError(f"got out of memory, expected enough for this work ({str(error) or 'no more is known'})")
-    if error.errno not in _MACHINES:
+    if out_of_memory(error):
+        why = first_line(error) if str(error) else "no more is known"
+        return ResourceError(f"got out of memory, expected enough for this work ({why})")
+    if not isinstance(error, OSError) or error.errno not in _MACHINES:
         return None
     return ResourceError(f"got {error.strerror}, expected a place that can be used, at {error.filename or 'unknown'}")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch has a class for it on a GPU only, and none of ours."""
+    said = str(error).lower()
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in said for word in words))
 
 
 def first_line(error: BaseException) -> str:
@@ -89,7 +97,9 @@ def as_ours(kind: type[HoldfastError], say: Callable[[str], str]) -> Iterator[No
     """
     try:
         yield
-    except (HoldfastError, MemoryError):
+    except HoldfastError:
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise kind(say(first_line(error))) from error

@@ -184,11 +184,16 @@ def _choices(given: Any, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _answer(row: Mapping[str, Any], labels: tuple[str, ...], place: str) -> int:
     key = "answerKey" if "answerKey" in row else "answer"
     answer = row.get(key)
-    if isinstance(answer, str) and answer in labels:
-        return labels.index(answer)
-    if isinstance(answer, int | np.integer) and not isinstance(answer, bool) and 0 <= answer < len(labels):
+    numbered = any(label.isdecimal() for label in labels)  # then a number is a label: 1 is ARC's first choice
+    if not isinstance(answer, bool) and str(answer) in labels:
+        return labels.index(str(answer))
+    if (
+        isinstance(answer, int | np.integer)
+        and not (isinstance(answer, bool) or numbered)
+        and 0 <= answer < len(labels)
+    ):
         return int(answer)
-    expected = f"one of {', '.join(labels)}, or an index below {len(labels)}"
+    expected = f"one of {', '.join(labels)}" + ("" if numbered else f", or an index below {len(labels)}")
     raise DataError(f"got {key} {answer!r:.40}, expected {expected}, at {place}")
 
 

@@ -112,7 +112,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     """The tokenizer that belongs to a model spec.
 
     Raises:
-        ModelError: none can be loaded from there, or the token it ends a text with has no row in the model.
+        ModelError: none can be loaded from there, it ends whatever it cuts, or its end of text has no row in the model.
     """
     path = locate(spec)
     config = _config(path)
@@ -123,6 +123,11 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if rows is not None and end is not None and end >= rows:
         got = f"an end of text {str(tokenizer.eos_token)!r} numbered {end}"
         raise ModelError(f"got {got}, expected one below the model's {rows} rows, at {path}")
+    cut = tokenizer("a")["input_ids"]
+    if cut[1:][-1:] == [end]:  # where a text ends we say: what follows a prompt would follow an end
+        tokenizer.add_bos_token, tokenizer.add_eos_token = cut[0] == tokenizer.bos_token_id, False
+        if tokenizer("a")["input_ids"] != cut[:-1]:
+            raise ModelError(f"got a tokenizer that ends every text with {tokenizer.eos_token!r}, at {path}")
     return tokenizer
 
 
@@ -155,8 +160,8 @@ QUANTISATIONS = ("4bit", "8bit")
 def load_base(spec: str, *, dtype: str, device: str, quantisation: str | None = None) -> Base:
     """The model of a spec, frozen, in evaluation mode; `quantisation` of `QUANTISATIONS` is bitsandbytes'.
 
-    `dtype` "nf4" is bfloat16 on 4 bits. The output head stays unquantised. A logit scale is part of `hidden_states`, a
-    bias or soft-capping of `head_of`.
+    `dtype` "nf4" is bfloat16 on 4 bits. The output head stays unquantised. `hidden_states` have a logit scale in them,
+    and `head_of` a bias or soft-capping.
 
     Raises:
         ModelError: it cannot be loaded, holds a NaN or infinity, its logits are not what its head says, or it is to be
@@ -176,11 +181,8 @@ def load_base(spec: str, *, dtype: str, device: str, quantisation: str | None = 
 
 
 # What the library says instead, and why only to its log.
-_SHAPES = {
-    "You set `ignore_mismatched_sizes` to `False`, thus raising an error. For details look at the above report!": (
-        "its weights have other shapes than its config.json says"
-    )
-}
+_MISMATCH = "You set `ignore_mismatched_sizes` to `False`, thus raising an error. For details look at the above report!"
+_SHAPES = {_MISMATCH: "its weights have other shapes than its config.json says"}
 
 
 def _read(path: Path, spec: str, dtype: torch.dtype, quantisation: str | None, device: str) -> Base:
@@ -271,8 +273,12 @@ def hidden_states(
     every pair of tokens, where given. A bf16 model multiplies in bf16 and
     keeps float32 adapters' weights in float32 (autocast); everything else follows the weights' own precision. A
     model's logit scale is multiplied in. Adapters that put virtual tokens before the text ignore `positions`.
+
+    Raises:
+        ModelError: a position is past the last that a model with a table of positions has learned.
     """
     body: Any = causal(model).get_decoder()
+    _check_positions(model, positions)
     with autocast(model):
         if prompted(model):
             states = _prompted_states(model, body, ids)
@@ -283,6 +289,17 @@ def hidden_states(
             states = run(**inputs).last_hidden_state
     scale = _logit_scale(causal(model))
     return states if scale == 1 else states * scale
+
+
+def _check_positions(model: Base | Tuned, positions: Int[Tensor, "b t"]) -> None:
+    known = getattr(causal(model).config.get_text_config(), "max_position_embeddings", None)
+    if known is None or positions.shape[1] <= known or positions.max() < known:
+        return
+    tables = {part for part in causal(model).modules() if isinstance(part, torch.nn.Embedding)}
+    tables -= {causal(model).get_input_embeddings()}
+    if any(known <= table.num_embeddings <= known + 2 for table in tables):  # OPT's has two rows to spare
+        got = f"got a text of {int(positions.max()) + 1} tokens"
+        raise ModelError(f"{got}, expected at most the {known} whose positions the model has learned, at --context")
 
 
 def _attention_mask(model: Base | Tuned, sees: Bool[Tensor, "b t t"]) -> Tensor:
@@ -308,16 +325,6 @@ def _prompted_states(model: Any, body: torch.nn.Module, ids: Int[Tensor, "b t"])
 def prompted(model: Base | Tuned) -> bool:
     """Whether an adapter works by virtual tokens before the text."""
     return isinstance(model, Adapted) and bool(model.active_peft_config.is_prompt_learning)
-
-
-@contextlib.contextmanager
-def without_adapter(tuned: Tuned, base: Base) -> Iterator[Base]:
-    """The base that an adapter was put on, as it is without it."""
-    if isinstance(tuned, Adapted) and causal(tuned) is base and not prompted(tuned):
-        with tuned.disable_adapter():
-            yield base
-    else:
-        yield base
 
 
 def autocast(model: Base | Tuned) -> torch.autocast:
@@ -363,14 +370,6 @@ def causal(model: Base | Tuned) -> Any:
     if isinstance(model, Thawed):
         return model.base
     return model.get_base_model() if isinstance(model, Adapted) else model
-
-
-def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """Hex SHA-256 of all that decides how a tokenizer cuts text: its model, its special tokens, its template."""
-    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    content = repr((backend, sorted(special.items()), tokenizer.chat_template))
-    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def weights_fingerprint(model: Base) -> str:

@@ -222,7 +222,7 @@ def _change(shares: PairedShares) -> Cell:
     if not shares.n:
         return Cell("unknown")
     said = shares.verdict
-    why = f"not measurable below {100 * shares.minimum_detectable_effect:.1f}" if said == "not measurable" else said
+    why = f"not measurable {shares.unseen}" if said == "not measurable" else said
     tested = "" if said in ("not measurable", "identical") else f", p {_p(shares.p_value)}"
     return Cell(f"{100 * shares.change:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}; {why}{tested}")
 

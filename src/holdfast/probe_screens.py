@@ -228,7 +228,7 @@ def verdict(shares: PairedShares, *, good: str) -> str:
     said = shares.verdict
     p = "p < 0.001" if shares.p_value < 0.001 else f"p = {shares.p_value:.2g}"
     why = {
-        "not measurable": f" below {100 * shares.minimum_detectable_effect:.1f} with so many items",
+        "not measurable": f" {shares.unseen}",
         "fell": f", {p}",
         "rose": f", {p}",
     }.get(said, "")

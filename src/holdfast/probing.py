@@ -16,7 +16,7 @@ from holdfast.items import SIDE_BY_SIDE, read_items
 from holdfast.judges import model_judge
 from holdfast.kernels import fastest_dtype
 from holdfast.models import Base, Tokenizer, Tuned
-from holdfast.probes import Answers, AskBase, Prepared, Probe, choice_probes
+from holdfast.probes import Answers, AskBase, ChoiceProbe, Prepared, Probe, choice_probes
 from holdfast.prompt_probes import Judge, PromptProbe, built_in_judge, prompt_probe
 from holdfast.questions import PROTOCOLS
 from holdfast.sources import Candidate
@@ -77,12 +77,9 @@ def probe(
     found = [candidate for spec in specs for candidate in sources.candidates(models.locate(spec), spec=spec)]
     base = base or sources.named_base(found)
     reference = _Reference(base, dtype=dtype, device=place)
-    findings = {
-        c.name: checks.check_pair(
-            base=base, path=reference.path, candidate=c, quantised=None, tokenizer=reference.tokenizer
-        )
-        for c in found
-    }
+    findings, refused = checks.check_pairs(
+        found, base=base, path=reference.path, quantised=None, tokenizer=reference.tokenizer
+    )
     virtual = any(candidate.adapter_config.get("peft_type") in VIRTUAL for candidate in found)
     shared = not virtual and reference.shares()
     judged = built_in_judge() if judge is None else model_judge(judge, dtype=dtype, device=place)
@@ -90,17 +87,20 @@ def probe(
         protocols=protocols, tokens=max_new_tokens, tokenizer=reference.tokenizer, shared=shared, judge=judged
     )
     probes = asked.all_probes(tasks, limit)
-    progress = _Progress(tell, sum(one.base_work + one.work * len(found) for one in probes))
+    progress = _Progress(tell, sum(one.base_work + one.work * len(findings) for one in probes))
     prepared = [one.prepared(reference.asker(one.name, progress)) for one in probes]
     reference.release()
     probed = []
     for candidate in found:
+        noted = findings.get(candidate.name, ())
         try:
-            one = _probe_one(candidate, reference, probes, prepared, findings[candidate.name], progress, shared)
+            if why := refused.get(candidate.name):
+                raise ModelError(why)
+            one = _probe_one(candidate, reference, probes, prepared, noted, progress, shared)
         except ModelError as error:
             if len(found) == 1:
                 raise
-            one = _probed(candidate, findings=findings[candidate.name], failure=str(error))
+            one = _probed(candidate, findings=noted, failure=str(error))
         probed.append(one)
     return ProbeReport(base=base, dtype=dtype, device=place, models=tuple(probed))
 
@@ -138,6 +138,9 @@ class _Asked:
     def all_probes(self, tasks: Sequence[str], limit: int | None) -> list[Probe]:
         """What the tasks put to each model; log-odds of refusals that come with the prompts' own task only there."""
         made = [one for task in tasks for one in self.probes(task, limit)]
+        sets = {one.items.fingerprint: one.items.name for one in made if isinstance(one, ChoiceProbe | PromptProbe)}
+        if len(set(sets.values())) < len(sets):
+            raise DataError(f"got tasks named {sorted(sets.values())}, expected a name of its own each, at tasks")
         answered = {one.items.fingerprint for one in made if isinstance(one, PromptProbe) and one.generates}
         return [
             one
@@ -194,7 +197,7 @@ class _Reference:
         self.path, self.tokenizer = models.locate(spec), models.load_tokenizer(spec)
         self._model: Base | None = None
         self._identity = basecache.base_identity(
-            weights=sources.files_fingerprint(self.path), tokenizer=models.tokenizer_fingerprint(self.tokenizer),
+            weights=sources.files_fingerprint(self.path), tokenizer=checks.tokenizer_fingerprint(self.tokenizer),
             quantisation=None, dtype=dtype, device=device,
         )  # fmt: skip
 

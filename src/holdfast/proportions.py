@@ -150,7 +150,7 @@ class PairedShares:
 
     @property
     def minimum_detectable_effect(self) -> float:
-        """The smallest change of the share that so many items show four times in five; nan without any item.
+        """The smallest change of the share that so many items show four times in five; nan where none does.
 
         (z₀.₉₇₅ + z₀.₈) √(share that differ / n), and at least the six one-sided differences without which the exact
         test never says anything. Source: Connor 1987, "Sample size for testing differences in proportions for the
@@ -160,7 +160,14 @@ class PairedShares:
             return math.nan
         discordant = (self.lost + self.gained) / self.n
         reach = float(ndtri(1 - SIGNIFICANT / 2) + ndtri(POWER))
-        return max(reach * math.sqrt(discordant / self.n), LEAST_DIFFERENCES / self.n)
+        least = max(reach * math.sqrt(discordant / self.n), LEAST_DIFFERENCES / self.n)
+        return least if least <= 1 else math.nan
+
+    @property
+    def unseen(self) -> str:
+        """What these items cannot show: `below 4.2 points`, or any change at all, `with so few items`."""
+        least = self.minimum_detectable_effect
+        return "with so few items" if math.isnan(least) else f"below {100 * least:.1f} points"
 
     @property
     def verdict(self) -> str:
@@ -174,7 +181,7 @@ class PairedShares:
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold; nan becomes None."""
         low, high = self.interval()
-        known = self.n > 0
+        known, least = self.n > 0, self.minimum_detectable_effect
         return {
             "base": self.base.to_dict(),
             "tuned": self.tuned.to_dict(),
@@ -185,7 +192,7 @@ class PairedShares:
             "change": self.change if known else None,
             "change_interval_95": [low, high] if known else None,
             "p_value": self.p_value,
-            "minimum_detectable_effect": self.minimum_detectable_effect if known else None,
+            "minimum_detectable_effect": None if math.isnan(least) else least,
             "verdict": self.verdict,
         }
 

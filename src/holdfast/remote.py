@@ -127,7 +127,7 @@ def answer(make: Callable[[], Any]) -> str:
         return json.dumps({"answer": make()})
     except HoldfastError as error:
         return json.dumps({"refused": [type(error).__name__, str(error)]})
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, RuntimeError) as error:
         refusal = as_refusal(error)
         if refusal is None:
             raise

@@ -200,8 +200,12 @@ def files_fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+# The last says which tokens end a text that the model writes.
+_NAMED = frozenset({"config.json", "adapter_config.json", "generation_config.json"})
+
+
 def _identifies(file: Path) -> bool:
-    return file.suffix in {".safetensors", ".gguf"} or file.name in {"config.json", "adapter_config.json"}
+    return file.suffix in {".safetensors", ".gguf"} or file.name in _NAMED
 
 
 def head_in_files(path: Path) -> str | None:

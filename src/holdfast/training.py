@@ -315,7 +315,7 @@ def _check_control(
         return
     found = report
     if isinstance(config.adapter, Peft):
-        with models.without_adapter(tuned, base) as untouched:
+        with _without_adapter(tuned, base) as untouched:
             found = measure_on(untouched, observed)
         if not _moved(found):
             log.warning(
@@ -346,3 +346,13 @@ def _measurement(report: CorpusReport, *, role: Role, step: int, tokens: int) ->
         scored_tokens=int(report.count.sum()),
         values={quantity: (estimate.value, estimate.stderr) for quantity, estimate in estimates.items()},
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _without_adapter(tuned: Tuned, base: Base) -> Iterator[Base]:
+    """The base that an adapter was put on, as it is without it."""
+    if isinstance(tuned, models.Adapted) and models.causal(tuned) is base and not models.prompted(tuned):
+        with tuned.disable_adapter():
+            yield base
+    else:
+        yield base

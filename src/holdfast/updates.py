@@ -14,6 +14,7 @@ from torch import Tensor
 from holdfast import checkpoints, models
 from holdfast.config import Optimizer, RunConfig
 from holdfast.corpora import Block
+from holdfast.errors import out_of_memory
 from holdfast.lora import can_share_a_pass
 from holdfast.losses import batch_losses
 from holdfast.models import Tuned
@@ -159,11 +160,3 @@ def _parts(block: Block, rows: int) -> Iterator[Block]:
     for start in range(0, len(block.ids), rows):
         columns = {field.name: getattr(block, field.name)[start : start + rows] for field in fields(block)}
         yield Block(**columns)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or, where torch has no class for it, on a CPU."""
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
-    )

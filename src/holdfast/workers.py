@@ -24,12 +24,11 @@ import pandas as pd
 from holdfast import adapters, files, models, sharding, store
 from holdfast.config import RunConfig, Study
 from holdfast.costs import SweepCost
-from holdfast.errors import HoldfastError, Interrupted, ResourceError, first_line
+from holdfast.errors import HoldfastError, Interrupted, ResourceError, first_line, out_of_memory
 from holdfast.interrupts import Stop, stopping
 from holdfast.remote import answer, content
 from holdfast.sweeps import Making, Progress, make_all, resolved, sweep
 from holdfast.trials import estimate_cost
-from holdfast.updates import out_of_memory
 
 LOOK_EVERY_S = 0.2
 LAST_WORDS_S = 60.0
