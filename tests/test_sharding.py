@@ -22,6 +22,9 @@ from holdfast.errors import ConfigError, Interrupted, ResourceError
 from holdfast.interrupts import Stop
 from holdfast.store import read_run
 
+ROUNDED = 1e-7
+"""Llama's norms and our logits are float32 whatever the weights are: one sum in another order may turn one rounding."""
+
 
 @pytest.fixture
 def study(tiny: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
@@ -62,6 +65,16 @@ def measured_steps(out: Path) -> set[int]:
     return {one.step for one in read_run(folder).measurements}
 
 
+def assert_adapters_equal(ours: Path, theirs: Path) -> None:
+    """Every run's, number for number but for the order of sums."""
+    for path in theirs.glob("*/adapter/adapter_model.safetensors"):
+        made, weights = load_file(ours / path.relative_to(theirs)), load_file(path)
+        assert made.keys() == weights.keys()
+        for key, weight in weights.items():
+            assert weight.dtype == torch.float64
+            assert torch.allclose(made[key], weight, rtol=ROUNDED, atol=ROUNDED)
+
+
 def test_two_processes_make_the_runs_of_one_and_hold_a_part_each(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,15 +86,8 @@ def test_two_processes_make_the_runs_of_one_and_hold_a_part_each(
         cost = trials.estimate_cost(study, out=tmp_path / "alone").to_dict()
         alone = sweeps.sweep(study, out=tmp_path / "alone")
     assert list(alone["state"].unique()) == ["done"]
-    pd.testing.assert_frame_equal(together, alone, rtol=1e-9, atol=1e-9)
-    for name in alone["run"].unique():
-        ours, theirs = (
-            load_file(tmp_path / way / name / "adapter" / "adapter_model.safetensors") for way in ("together", "alone")
-        )
-        assert ours.keys() == theirs.keys()
-        for key, weight in ours.items():
-            assert weight.dtype == torch.float64
-            assert torch.allclose(weight, theirs[key], rtol=1e-9, atol=1e-9)
+    pd.testing.assert_frame_equal(together, alone, rtol=ROUNDED, atol=ROUNDED)
+    assert_adapters_equal(tmp_path / "together", tmp_path / "alone")
     for number in (0, 1):
         found = json.loads((tmp_path / f"{number}.json").read_text())
         assert found["held"] < 0.8 * found["whole"]  # the tiny model is mostly embeddings
@@ -116,7 +122,8 @@ def test_a_stop_leaves_a_checkpoint_that_one_process_goes_on_from(
     assert 2 <= int(checkpoint.name.removeprefix("step-")) < 200
     with exactly(monkeypatch):
         whole, alone = sweeps.sweep(read, out=out), sweeps.sweep(read, out=tmp_path / "alone")
-    pd.testing.assert_frame_equal(whole, alone, rtol=1e-7, atol=1e-9)
+    assert_adapters_equal(out, tmp_path / "alone")
+    pd.testing.assert_frame_equal(whole, alone, rtol=ROUNDED, atol=ROUNDED)
 
 
 def test_a_process_that_is_killed_is_named_and_the_run_goes_on(
@@ -147,7 +154,8 @@ def test_a_process_that_is_killed_is_named_and_the_run_goes_on(
     assert [again.get("shard") for again in run.provenance["resumed"]] == [2]
     with exactly(monkeypatch):
         whole, alone = sweeps.sweep(read, out=out), sweeps.sweep(read, out=tmp_path / "alone")
-    pd.testing.assert_frame_equal(whole, alone, rtol=1e-7, atol=1e-9)
+    assert_adapters_equal(out, tmp_path / "alone")
+    pd.testing.assert_frame_equal(whole, alone, rtol=ROUNDED, atol=ROUNDED)
 
 
 ENDS = {
