@@ -77,7 +77,7 @@ def answers(runs: pd.DataFrame) -> dict[str, str]:
     every = dict(measured(runs))
     return {
         "made": made(runs), "line": line(every), "rank": rank(every), "forms": best(every),
-        "against": against(every), "equal": equal(every), "common": common(every), "same": same(every),
+        "against": against(every), "equal": equal(every), "common": common(every), "same": same(runs),
         "seeds": seeds(runs), "others": others(runs),
     }  # fmt: skip
 
@@ -244,31 +244,40 @@ def _no_error(estimate: Estimate) -> str:
     return f"{estimate.value:.3g}"
 
 
-def same(every: dict[tuple[str, str], pd.DataFrame]) -> str:
-    """Is the price one, whatever is learned?"""
+def same(runs: pd.DataFrame) -> str:
+    """Is the price one, whatever is learned? Of one order of batches, and of runs that each had their own."""
     lines = []
-    for corpus in dict.fromkeys(corpus for _, corpus in every):
-        parts = [part for (_, name), part in every.items() if name == corpus]
-        if len(parts) > 1:
-            lines.append(f"* On {corpus}: {slope_equality(pd.concat(parts, ignore_index=True), KL, by='target')}")
+    orders = {
+        "one seed, every rank": [part for _, part in measured(runs)],
+        "a seed each, one rank": [part for part in _repeated(runs) if part["seed"].nunique() >= LEAST_RUNS],
+    }
+    for how, found in orders.items():
+        for corpus in dict.fromkeys(part["corpus"].iloc[0] for part in found):
+            parts = pd.concat([part for part in found if part["corpus"].iloc[0] == corpus], ignore_index=True)
+            if parts["target"].nunique() > 1:
+                lines.append(f"* On {corpus}, {how}: {slope_equality(parts, KL, by='target')}")
     return "\n".join(lines) or "Not testable yet."
 
 
 def seeds(runs: pd.DataFrame) -> str:
     """How much runs that differ by their seed alone differ: at their last step, and in the price of each alone."""
-    rows = [("learned", "retained", "r", "seed", "loss, last", "forgetting, last", "price of this run alone")]
-    main = _as_most(runs)
-    for (_, _), cell in main.groupby(["target", "r"]):
-        if cell["seed"].nunique() < 2:
-            continue
-        for corpus in sorted(cell.loc[cell["role"] == "retain", "corpus"].unique(), reverse=True):
-            for seed, part in points(cell, corpus=corpus, skip_fraction=SKIP).groupby("seed"):
-                last, line = part.loc[part["steps"].idxmax()], fit_law(LINE, part, KL, huber=math.inf)
-                price = f"{line.parameters['slope'].value:.2f}"
-                rows.append(
-                    (last["target"], corpus, str(last["r"]), str(seed), f"{last[LOSS]:.3f}", f"{last[KL]:.3f}", price)
-                )
+    rows = [("learned", "retained", "r", "seed", "loss, last", "forgetting, last", "price")]
+    for part in _repeated(runs):
+        cell = part["target"].iloc[0], part["corpus"].iloc[0], str(part["r"].iloc[0])
+        for seed, run in part.groupby("seed"):
+            last, line = run.loc[run["steps"].idxmax()], fit_law(LINE, run, KL, huber=math.inf)
+            price = f"{line.parameters['slope'].value:.2f}"
+            rows.append((*cell, str(seed), f"{last[LOSS]:.3f}", f"{last[KL]:.3f}", price))
+        rows.append((*cell, "all", "", "", interval(prices(part, KL).ordinary)))
     return markdown(rows) if len(rows) > 1 else "No cell has been repeated yet."
+
+
+def _repeated(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The points of each cell, a text learned at a rank, that was made with several seeds, of each text retained."""
+    for _, cell in _as_most(runs).groupby(["target", "r"]):
+        if cell["seed"].nunique() > 1:
+            for corpus in sorted(cell.loc[cell["role"] == "retain", "corpus"].unique(), reverse=True):
+                yield points(cell, corpus=corpus, skip_fraction=SKIP)
 
 
 def others(runs: pd.DataFrame) -> str:
@@ -276,7 +285,7 @@ def others(runs: pd.DataFrame) -> str:
     rows = [("learned", "retained", "trained by", "runs", "price", "the line is off by", "and on the whole")]
     for corpus in sorted(runs.loc[runs["role"] == "retain", "corpus"].unique(), reverse=True):
         for group in grouped(runs.drop(columns="series"), corpus=corpus, skip_fraction=SKIP):
-            missed = next((one for one in group.missed if one.law == LINE.name), None)
+            missed = next((one for one in group.missed or () if one.law == LINE.name), None)
             if missed is not None:
                 rows.append(
                     (

@@ -177,6 +177,17 @@ def test_only_a_run_in_progress_can_go_on_and_costs_what_is_left_of_it():
     assert f"Finish run {name}: r = 64 to 130 steps ({going.tokens:,} tokens left)" in str(found)
 
 
+@pytest.mark.parametrize("other", [{"target": "news"}, {"method": "ia3", "r": np.nan}, {"learning_rate": 1e-2}])
+def test_a_run_in_progress_that_the_laws_are_not_of_is_not_finished_for_them(other):
+    name = PILOT.loc[PILOT["r"] == 64, "run"].iloc[0]
+    table = cut(PILOT, name)
+    for column, value in other.items():
+        table[column] = table[column].where(table["run"] != name, value)
+    laws = fit(table)
+    assert all(offer.finishes is None for offer in possible_runs(laws, table))
+    assert next_runs(laws, table, at=AT).chosen
+
+
 def test_a_new_run_is_measured_as_the_studys_are():
     for steps in (130, 260):
         offer = next(each for each in possible_runs(LAWS, PILOT) if each.steps == steps)
@@ -221,7 +232,13 @@ def test_what_runs_of_a_rank_share_is_told_by_repeats(sd, low, high):
 
 def test_the_plans_point_is_where_the_interval_is_narrowed():
     planned = plan(LAWS, max_forgetting=0.5)
-    assert next_runs(LAWS, PILOT, max_forgetting=0.5).at == (planned.r, planned.steps)
+    found = next_runs(LAWS, PILOT, max_forgetting=0.5)
+    assert found.at == (planned.r, planned.steps)
+    assert not any("no run keeps within" in warning for warning in found.warnings)
+    far = plan(LAWS, max_forgetting=1e-4)
+    assert not far.feasible
+    said = f"no run keeps within 0.0001, and r = {far.r} for {far.steps} steps comes nearest"
+    assert said in next_runs(LAWS, PILOT, max_forgetting=1e-4).warnings
 
 
 def test_it_stops_when_the_interval_is_narrow_enough_or_nothing_helps():

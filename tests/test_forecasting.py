@@ -281,6 +281,14 @@ def test_forecasts_that_cannot_be_made_are_refused(asked, words):
     assert words in str(refusal.value)
 
 
+@pytest.mark.parametrize("column", ["model", "target"])
+def test_a_run_of_another_study_is_not_forecast(column):
+    seen = cut(NOISY, RUN)
+    mixed = seen.assign(**{column: seen[column].where(seen["run"] != RUN, "another")})
+    with pytest.raises(ConfigError, match=f"whose {column} no finished run has"):
+        forecast(fit(mixed), mixed, RUN, steps=[260])
+
+
 def test_a_run_that_measured_nothing_is_refused():
     seen = cut(NOISY, RUN, after=0.01)
     with pytest.raises(FitError, match="no step past"):

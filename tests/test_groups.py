@@ -34,7 +34,7 @@ def test_ranks_seeds_layers_and_precision_make_no_groups():
     (only,) = grouped(simulated.study(np.random.default_rng(1)).assign(layers=np.nan, adapter="{}"))
     assert only.settings == {}
     assert only.name == "all runs"
-    assert (only.n_runs, only.missed) == (18, ())
+    assert (only.n_runs, only.missed) == (18, None)
     assert len(grouped(pd.concat([LORA, also(LORA, dtype="bfloat16", seed=7)]))) == 1
 
 
@@ -63,7 +63,7 @@ def test_each_way_has_its_own_price_and_the_largest_comes_first(changed, name):
         assert group.price == own.lines[KL].parameters["slope"]
         assert group.laws.joint[KL].parameters == own.joint[KL].parameters
     if "target" in changed:  # no law of one target is held to another
-        assert [group.missed for group in groups] == [(), ()]
+        assert [group.missed for group in groups] == [None, None]
         return
     assert by_size == list(groups)
     assert by_size[1].name == name
@@ -75,6 +75,16 @@ def test_each_way_has_its_own_price_and_the_largest_comes_first(changed, name):
     assert missed.bias == pytest.approx(np.mean(error), rel=1e-12)
     assert missed.bias < -0.1
     json.dumps(by_size[1].to_dict(), allow_nan=False)
+
+
+def test_only_the_largest_group_is_itself():
+    """A group beside one that has no law is held to none, and is not called what it is not."""
+    steps = sorted(LORA["step"].unique())
+    few = LORA[(LORA["r"] == 8) & LORA["step"].isin([0, *steps[-3:]])]
+    largest, other = grouped(pd.concat([few.assign(method="ia3"), also(few)], ignore_index=True))
+    assert largest.laws is None
+    assert (largest.missed, other.missed) == (None, ())
+    assert set(largest.runs) == set(few["run"])
 
 
 def test_an_alpha_that_goes_with_the_rank_is_one_way_of_scaling():

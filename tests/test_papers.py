@@ -138,3 +138,11 @@ def test_a_drawing_is_the_same_twice(rows, found):
     chart = study_figures.charts(rows, found.laws, None, None)["loss-against-forgetting"]
     assert papers._drawn(chart, "svg", "paper") == papers._drawn(chart, "svg", "paper")
     assert zlib.crc32(papers._drawn(chart, "png", "page")) == zlib.crc32(papers._drawn(chart, "png", "page"))
+
+
+def test_powers_of_ten_are_not_variables():
+    made = papers.latex(pd.DataFrame({"rate": [5e-5, 0.25], "price": [3.1e-7, 1.5], "price_stderr": [1e-8, 0.1]}))
+    assert r"$5 \times 10^{-5}$" in made
+    assert r"\times 10^{-7} \pm" in made
+    assert "$0.25$" in made
+    assert not re.search(r"\de[-+]", made)

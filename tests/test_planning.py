@@ -10,7 +10,7 @@ import pytest
 import simulated
 from holdfast.errors import ConfigError, FitError
 from holdfast.laws import fit
-from holdfast.planning import frontier, plan, price_in_words
+from holdfast.planning import frontier, percent, plan, price_in_words
 from holdfast.stats import Estimate
 
 QUIET = fit(simulated.study())
@@ -336,3 +336,24 @@ def test_questions_without_an_answer_are_refused(asked, words):
 def test_a_rank_that_does_not_say_how_many_parameters_is_refused():
     with pytest.raises(FitError, match="per rank differ"):
         plan(dataclasses.replace(QUIET, params_per_rank=None), max_forgetting=0.1)
+
+
+def test_a_run_shorter_than_any_is_not_promised_to_forget_nothing():
+    """A law that flattens goes below 0 before its first step; a KL does not, and a budget is not kept by it."""
+    table, at = simulated.study(np.random.default_rng(0)), {"trainable_params": 8 * simulated.PARAMS_PER_RANK}
+    low = NOISY.joint["kl_base_tuned"].domain["steps"][0]
+    begun = float(NOISY.joint["kl_base_tuned"].predict(**at, steps=low).mean) - 0.05
+    laws = fit(table.assign(kl_base_tuned=table["kl_base_tuned"] - begun))
+    first, quarter = (float(laws.joint["kl_base_tuned"].predict(**at, steps=low / n).mean) for n in (1, 4))
+    assert first == pytest.approx(0.05, abs=0.005)
+    assert quarter < -0.05
+    found = plan(laws, max_forgetting=first / 2, r=8, risk=0.4)
+    assert found.extrapolates
+    assert found.steps < low
+    assert found.forgetting.mean == pytest.approx(first * found.steps / low)
+    assert plan(laws, max_forgetting=first / 1000, r=8).feasible is False
+
+
+@pytest.mark.parametrize(("share", "said"), [(1.0, "100 %"), (0.996, "over 99 %"), (0.5, "50 %"), (0.001, "under 1 %")])
+def test_chances_near_certainty_are_whole_per_cents(share, said):
+    assert percent(share) == said

@@ -196,6 +196,7 @@ def test_several_at_once_are_those_that_count_on_each_other(tmp_path: Path) -> N
     [
         ((config(8), config(8, learning_rate=1e-3)), GOAL, "differ in more than rank, steps and seed"),
         ((config(8).model_copy(update={"adapter": Ia3(method="ia3")}),), GOAL, "got method ia3, expected lora"),
+        ((config(8).model_copy(update={"retain": ("keep", "also")}),), GOAL, "got 2 texts to retain, expected one"),
         ((config(8),), replace(GOAL, interval=0.0), r"got interval 0.0, expected a number above 0"),
         ((config(8),), replace(GOAL, budget_s=math.nan), "got budget_s nan, expected a number above 0"),
     ],

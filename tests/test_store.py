@@ -192,6 +192,11 @@ def test_the_table_has_every_run_whatever_became_of_it(tmp_path: Path) -> None:
     (failed,) = table[table["state"] == "failed"].to_dict("records")
     assert failed["reason"] == "because"
     assert math.isnan(failed["step"])
+    (tmp_path / "begun").mkdir()
+    made(tmp_path / "begun", r=3, end="failed")
+    alone = archive.table(tmp_path / "begun")
+    assert set(alone) == set(table)
+    assert alone[["role", "corpus", "step", "kl_base_tuned"]].isna().all(axis=None)
 
 
 def test_a_failed_run_goes_on_from_what_it_has(tmp_path: Path) -> None:

@@ -62,6 +62,24 @@ def test_logarithms_need_positive_values(tmp_path):
         fit_table(path, x=["x"], y="y", log_huber=0.001)
 
 
+@pytest.mark.parametrize("value", [2.0, 0.1])
+def test_a_line_through_a_constant_is_flat(tmp_path, value):
+    """0.1 three times over has a mean that is not 0.1: what is left is rounding, and of nothing to explain."""
+    pd.DataFrame({"x": [1.0, 2.0, 3.0, 4.0], "y": [value] * 4}).to_csv(tmp_path / "k.csv")
+    (found,) = fit_table(tmp_path / "k.csv", x=["x"], y="y", laws=["line"])
+    assert found.parameters["slope"].value == pytest.approx(0, abs=1e-12)
+    assert not any("price" in warning for warning in found.warnings)
+
+
+def test_methods_without_a_rank_are_no_repeats_of_one():
+    lora = simulated.study(np.random.default_rng(0), seeds=(0,))
+    other = simulated.study(np.random.default_rng(1), seeds=(1, 2), ranks=(8,)).assign(method="ia3", r=np.nan)
+    alone, mixed = (
+        next(test for test in examine(table).tests if test.by == "r") for table in (lora, pd.concat([lora, other]))
+    )
+    assert mixed == alone
+
+
 def test_an_examined_study_is_its_laws_with_their_trials():
     table = simulated.study(np.random.default_rng(0), seeds=(0, 1))
     found = examine(table)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from holdfast.costs import cost
 from holdfast.errors import FitError
 from holdfast.laws import Laws
-from holdfast.stats import Prediction, as_dict
+from holdfast.stats import FloatArray, Prediction, as_dict
 
 MEASURES = ("kl_base_tuned", "hard_cross_entropy")
 """Of forgetting: budgets are held to the first of these that the laws have."""
@@ -133,11 +133,14 @@ def candidates(
     measure = measure_of_forgetting(laws)
     ranks, sizes = _sizes(laws, trainable_params=trainable_params, r=r)
     which, steps = (axis.ravel() for axis in np.meshgrid(np.arange(len(ranks)), _steps(laws, reach), indexing="ij"))
+    forgetting = laws.joint[measure].predict(trainable_params=sizes[which], steps=steps)
+    if measure not in FLOORED:
+        forgetting = replace(forgetting, mean=np.maximum(forgetting.mean, _least(laws, sizes[which], steps)))
     return Candidates(
         r=ranks[which],
         trainable_params=sizes[which],
         steps=steps,
-        forgetting=laws.joint[measure].predict(trainable_params=sizes[which], steps=steps),
+        forgetting=forgetting,
         target_nll=laws.joint["target_nll"].predict(trainable_params=sizes[which], steps=steps),
         tokens_per_step=laws.tokens_per_step,
         base_params=laws.base_params,
@@ -230,6 +233,18 @@ def _sizes(laws: Laws, *, trainable_params: float | None, r: int | None) -> tupl
     between = (2**k for k in range(high.bit_length()) if low <= 2**k <= high)
     ranks = np.array(sorted({*laws.ranks, *between}) if r is None else [r])
     return ranks, np.rint(ranks * laws.params_per_rank).astype(np.int64)
+
+
+def _least(laws: Laws, params: Numbers, steps: Numbers) -> FloatArray:
+    """What fewer steps than were fitted are taken to forget: in proportion, unless the law says more.
+
+    A law that flattens falls below 0 there, and a plan that believed it would promise that nothing is forgotten. KL
+    begins at 0 with the square of what moved, so this is rather too much.
+    """
+    law = laws.joint[measure_of_forgetting(laws)]
+    low = law.domain["steps"][0]
+    expected = np.maximum(law.predict(trainable_params=params, steps=np.full(steps.shape, low)).mean, 0.0)
+    return np.where(steps < low, expected * steps / low, -np.inf)
 
 
 def _steps(laws: Laws, reach: float) -> Numbers:

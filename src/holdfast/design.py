@@ -29,7 +29,7 @@ from holdfast.costs import cost
 from holdfast.errors import ConfigError, FitError
 from holdfast.fits import BY_RANK
 from holdfast.forecasting import RunScatter, law_jacobian, run_scatter
-from holdfast.laws import Fit, Laws, points
+from holdfast.laws import Fit, Laws, foreign, points
 from holdfast.planning import plan
 from holdfast.stats import FloatArray, as_dict, common_share, rounded, t_quantile
 
@@ -149,9 +149,14 @@ def next_runs(
             f"got {listed}, expected a budget by --max-forgetting, or max_forgetting or at in Python, and all above "
             "0, at the next runs"
         )
+    unkept = []
     if at is None:
         found = plan(laws, max_forgetting=max_forgetting)
         at = (found.r, found.steps)
+        if not found.feasible:
+            unkept.append(
+                f"no run keeps within {max_forgetting:g}, and r = {found.r} for {found.steps} steps comes nearest"
+            )
     offers = possible_runs(laws, table) if candidates is None else tuple(candidates)
     if not offers:
         raise FitError("got no candidate, expected at least one run to buy, at the next runs")
@@ -169,12 +174,12 @@ def next_runs(
         offers = tuple(offer for offer in offers if offer is not bought or bought.finishes is None)
     return NextRuns(
         at=at, width=state.width, expected_width=expected, chosen=tuple(chosen), ranked=ranked, stop=stop,
-        reason=reason, warnings=tuple(dict.fromkeys([*state.doubts, *state.law.warnings])),
+        reason=reason, warnings=tuple(dict.fromkeys([*unkept, *state.doubts, *state.law.warnings])),
     )  # fmt: skip
 
 
 def possible_runs(laws: Laws, table: pd.DataFrame) -> tuple[Candidate, ...]:
-    """New runs worth considering, measured as densely as the study's own, and the runs in progress.
+    """New runs worth considering, measured as densely as the study's own, and the runs in progress that are like them.
 
     Ranks: the study's, the powers of two between, and one beyond each end. Lengths: from the shortest run to twice the
     longest, in ratios of √2.
@@ -194,6 +199,8 @@ def possible_runs(laws: Laws, table: pd.DataFrame) -> tuple[Candidate, ...]:
 
     offers = [_candidate(laws, r, steps, measured(steps), run=None, had=0) for r in ranks for steps in lengths]
     for run, rows in table[table["state"] == "in progress"].groupby("run"):
+        if foreign(table, str(run)):
+            continue
         r, steps, had = int(rows["r"].iloc[0]), int(rows["total_steps"].iloc[0]), int(rows["step"].fillna(0).max())
         if had < steps:
             offers.append(_candidate(laws, r, steps, measured(steps), run=str(run), had=had))

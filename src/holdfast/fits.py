@@ -284,7 +284,7 @@ def evidence(
         )
     if not solution.settled:
         warnings.append(f"{quantity}: the search for the {law.name} law stopped before it settled")
-    if law is LINE and squares > POOR * variation:
+    if law is LINE and noisy and variation > 0 and squares > POOR * variation:
         apart = stats.between_share(solution.residuals, clusters=runs) > 0.5
         why = "runs differ at equal loss" if apart else "points bend away from the line"
         warnings.append(f"{quantity}: {why}, so the price is an average (R² {1 - squares / variation:.2f})")

@@ -19,14 +19,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from holdfast.errors import ConfigError
-from holdfast.laws import FORGETTING, POOLED, SKIP_FRACTION, STEPS, Fit, Laws, fit, fit_law, points
+from holdfast.laws import FORGETTING, SKIP_FRACTION, STEPS, Fit, Laws, fit, fit_law, foreign, points
 from holdfast.stats import FloatArray, Prediction, as_dict, rounded
 
 LEVEL = 0.9
 """Of the interval in a sentence and in a score."""
 
 ROUNDING = 1e-9
-"""Noise, as a share of the values, below which residuals are rounding."""
+"""Noise below which residuals are rounding, as a share of the values."""
 
 VARIANCE_RATIOS = (1e-4, 1e8)
 """Of levels, and of slopes, to single checkpoints: what is searched."""
@@ -169,7 +169,7 @@ def run_points(laws: Laws, table: pd.DataFrame, run: str) -> pd.DataFrame:
     """What a run in progress has measured, as `laws.points` pairs it; `skipped` marks the steps no law is fitted to.
 
     Raises:
-        ConfigError: no such run in progress.
+        ConfigError: no such run in progress, or it is of another model or target than the laws.
         FitError: it has measured nothing after step 0.
     """
     rows = table[table["run"] == run]
@@ -177,9 +177,10 @@ def run_points(laws: Laws, table: pd.DataFrame, run: str) -> pd.DataFrame:
     if state != "in progress":
         known = ", ".join(sorted(set(table.loc[table["state"] == "in progress", "run"]))) or "none"
         raise ConfigError(f"got run {run!r} ({state}), expected one in progress ({known}), at the forecast")
+    if other := {"model", "target"}.intersection(foreign(table, run)):
+        raise ConfigError(f"got run {run!r}, whose {' and '.join(sorted(other))} no finished run has, at the forecast")
     measured = points(rows.assign(state="done"), corpus=laws.corpus, skip_fraction=0.0)
-    first = laws.skip_fraction * float(rows["total_steps"].iloc[0])
-    return measured.assign(skipped=measured["steps"] <= first)
+    return measured.assign(skipped=measured["steps"] <= laws.skip_fraction * float(rows["total_steps"].iloc[0]))
 
 
 def law_jacobian(law: Fit, *, trainable_params: npt.ArrayLike, steps: npt.ArrayLike) -> FloatArray:
@@ -343,11 +344,10 @@ def _conditioned(
 
 def _doubts(table: pd.DataFrame, run: str, prediction: Prediction, law: Fit) -> list[str]:
     """What a reader of the forecast must know."""
-    own, finished = table[table["run"] == run], table[table["state"] == "done"]
+    own = table[table["run"] == run].iloc[0]
     doubts = [
-        f"run {run} has {column} {own[column].iloc[0]}, which no finished run has: the law may not hold for it"
-        for column in POOLED
-        if column in own and not own[column].isin(finished[column]).all()
+        f"run {run} has {column} {own[column]}, which no finished run has: the law may not hold for it"
+        for column in foreign(table, run)
     ]
     if np.isnan(prediction.stderr).any():
         doubts.append(f"no interval: {law.n_runs} finished runs do not tell how runs differ about this law")

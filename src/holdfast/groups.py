@@ -56,15 +56,20 @@ class Group:
     corpus: str
     settings: dict[str, str]
     """In which groups of the study differ, by column; the target is one where there are several, so is the text."""
-    n_runs: int
+    runs: tuple[str, ...]
     n_points: int
     price: Estimate
     """Nats of KL forgotten per nat learned: slope of the group's own line."""
     laws: Laws | None
     """Of these runs alone."""
     why_no_laws: str | None
-    missed: tuple[Missed, ...]
-    """Of the largest group of this target; empty for that group itself."""
+    missed: tuple[Missed, ...] | None
+    """By the laws of the largest group of this target, empty where it has none; None for that group itself."""
+
+    @property
+    def n_runs(self) -> int:
+        """How many there are."""
+        return len(self.runs)
 
     @property
     def name(self) -> str:
@@ -139,12 +144,12 @@ def _group(rows: pd.DataFrame, corpus: str, skip_fraction: float, largest: Group
         target=target,
         corpus=corpus,
         settings={"target": target, "corpus": corpus} | {column: _value(rows, column) for column in WAYS},
-        n_runs=measured["run"].nunique(),
+        runs=tuple(sorted(set(measured["run"]))),
         n_points=len(measured),
         price=line.parameters["slope"],
         laws=laws,
         why_no_laws=why,
-        missed=() if largest is None or largest.laws is None else _missed(largest.laws, measured),
+        missed=None if largest is None else _missed(largest.laws, measured),
     )
 
 
@@ -155,8 +160,10 @@ def _value(rows: pd.DataFrame, column: str) -> str:
     return str(values[0]) if len(values) == 1 else "varies"
 
 
-def _missed(laws: Laws, measured: pd.DataFrame) -> tuple[Missed, ...]:
+def _missed(laws: Laws | None, measured: pd.DataFrame) -> tuple[Missed, ...]:
     """The line given the target loss, and the joint law given P and N."""
+    if laws is None:
+        return ()
     return tuple(_error(law, measured) for law in (laws.lines[QUANTITY], laws.joint[QUANTITY]))
 
 

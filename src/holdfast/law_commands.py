@@ -67,7 +67,7 @@ def plan(
 
     if runs is not None and law is None:
         fitted = laws.fit(archive.table(runs, only=only), corpus=corpus, skip_fraction=skip_fraction)
-        speed = progress.seconds_per_token(runs)
+        speed = progress.seconds_per_token(runs, only=only)
     elif law is not None and runs is None:
         fitted, speed = presets.published(law), None
     else:

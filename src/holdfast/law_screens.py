@@ -13,7 +13,7 @@ from rich.table import Table
 
 from holdfast.display import duration
 from holdfast.laws import LAWS, LINE
-from holdfast.planning import price_in_words
+from holdfast.planning import percent, price_in_words
 from holdfast.stats import rounded
 from holdfast.terminal import escape, out, show_warnings
 
@@ -61,7 +61,9 @@ def _show_groups(groups: Sequence[Group]) -> None:
     for name in ("runs", "points", "price", "R²", "line off by", "mean"):
         table.add_column(name, justify="right", no_wrap=True)
     for group in groups:
-        missed = [f"{group.missed[0].rmse:.2g}", f"{group.missed[0].bias:+.2g}"] if group.missed else ["itself", ""]
+        missed = ["itself" if group.missed is None else "–", ""]
+        if group.missed:
+            missed = [f"{group.missed[0].rmse:.2g}", f"{group.missed[0].bias:+.2g}"]
         r2 = "–" if group.laws is None else f"{group.laws.lines['kl_base_tuned'].r2:.3f}"
         table.add_row(escape(group.name), str(group.n_runs), str(group.n_points), str(group.price), r2, *missed)
     out().print()
@@ -257,7 +259,7 @@ def show_forecasts(forecasts: Sequence[Forecast], max_forgetting: float | None) 
         out().print(escape(str(forgetting)), soft_wrap=True)
         if max_forgetting is not None:
             over = forgetting.probability_above(max_forgetting)[-1]
-            chance = "unknown" if math.isnan(over) else f"{100 * over:.2g} %"
+            chance = "unknown" if math.isnan(over) else percent(over)
             out().print(f"The probability that it will forget more than {max_forgetting:g} is {chance}.")
     show_warnings(dict.fromkeys(warning for made in forecasts for warning in made.warnings))
 

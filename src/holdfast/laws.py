@@ -143,3 +143,9 @@ def _study_warnings(table: pd.DataFrame, used: pd.DataFrame) -> tuple[str, ...]:
 
 def _constant(values: "pd.Series[float]") -> float | None:
     return float(values.iloc[0]) if values.nunique() == 1 else None
+
+
+def foreign(table: pd.DataFrame, run: str) -> list[str]:
+    """Columns in which a run has what no finished run of the table has: its model or target, or how it is trained."""
+    own, finished = table[table["run"] == run], table[table["state"] == "done"]
+    return [name for name in ("model", "target", *POOLED) if name in own and not own[name].isin(finished[name]).all()]

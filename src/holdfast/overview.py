@@ -70,7 +70,8 @@ def overview(
     first: dict[tuple[str, str], Group] = {}
     for group in groups:
         first.setdefault((group.target, group.corpus), group)
-    drawn = panels(table, {of: group.laws for of, group in first.items()}, corpus=corpus)
+    fitted = {run for group in first.values() for run in group.runs}
+    drawn = panels(table, {of: group.laws for of, group in first.items()}, fitted=fitted, corpus=corpus)
     targets, texts = (list(dict.fromkeys(names)) for names in zip(*first, strict=True)) if first else ([], [])
     return render(
         "overview.html.j2",
@@ -115,7 +116,7 @@ def _called(runs: Sequence[Run], corpus: str | None) -> dict[tuple[str, str | No
     if len(texts) < 2:
         return found
     alone = len(set(found.values())) == 1
-    return {of: str(of[1]) if alone else f"{name} on {of[1]}" for of, name in found.items()}
+    return {of: str(of[1]) if alone else f"{name} on {of[1]}" if of[1] else name for of, name in found.items()}
 
 
 def _headline(groups: Sequence[Group], corpus: str) -> str:

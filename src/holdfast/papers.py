@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -200,5 +201,12 @@ def _cell(row: Mapping[Any, Any], name: str, number: bool) -> str:
     if math.isnan(value):
         return "--"
     if math.isfinite(error) and error > 0:
-        return rf"${rounded(value, error)} \pm {rounded(error, error)}$"
-    return f"${value:,.0f}$" if float(value).is_integer() else f"${value:.3g}$"
+        return _powers(rf"${rounded(value, error)} \pm {rounded(error, error)}$")
+    return f"${value:,.0f}$" if float(value).is_integer() else _powers(f"${value:.3g}$")
+
+
+def _powers(said: str) -> str:
+    """With powers of ten as LaTeX sets them: an e would be a variable."""
+    return re.sub(
+        r"([\d.]+)e([-+])0*(\d+)", lambda found: rf"{found[1]} \times 10^{{{found[2].strip('+')}{found[3]}}}", said
+    )

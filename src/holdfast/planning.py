@@ -120,8 +120,8 @@ def plan(
 
     The risk is that of one run, so it counts a run's own scatter and not only the uncertainty of the law. Ranks are
     those of the study and the powers of two between, or the one of `r` or `trainable_params`; steps those within the
-    study or, only if none will do, up to four times fewer or more, which `extrapolates` says. Never fewer for the hard
-    loss: it ends at the base's own, which its law does not know.
+    study or, only if none will do, up to four times fewer or more, which `extrapolates` says. Fewer are taken to forget
+    in proportion to the fewest fitted, or more. Never fewer for the hard loss: its law does not know the base's own.
 
     The cost is known as far as the laws know the size of the base, and `seconds_per_token`, the time to train on one,
     is given (`progress.seconds_per_token`); see `costs`.
@@ -155,7 +155,7 @@ def plan(
 
     reasons = [price_in_words(laws), _outcome(laws, answer)]
     if over is not None and not math.isnan(over):
-        reasons.append(f"The probability that such a run forgets more than {max_forgetting:g} is {_percent(over)}.")
+        reasons.append(f"The probability that such a run forgets more than {max_forgetting:g} is {percent(over)}.")
     if answer.feasible and choice.steps in {low, high}:
         reasons.append(f"It is at the edge of the {low:g} to {high:g} steps that were run: beyond may be better still.")
     reasons += _rank_against_steps(laws.joint[measure])
@@ -173,7 +173,7 @@ def plan(
             "the law does not know"
         )
     if over is not None and math.isnan(over):
-        warnings.append(f"no interval: the budget is held by the mean, and a risk of {_percent(risk)} is not assured")
+        warnings.append(f"no interval: the budget is held by the mean, and a risk of {percent(risk)} is not assured")
     return Plan(
         feasible=answer.feasible,
         measure=measure,
@@ -207,7 +207,7 @@ def price_in_words(laws: Laws) -> str:
     price = laws.lines[measure].parameters["slope"]
     tenth = Estimate(value=price.value / 10, stderr=price.stderr / 10, n=price.n)
     low, high = (rounded(end, tenth.stderr) for end in tenth.interval(LEVEL))
-    interval = "no interval" if math.isnan(tenth.stderr) else f"{_percent(LEVEL)} interval {low} to {high}"
+    interval = "no interval" if math.isnan(tenth.stderr) else f"{percent(LEVEL)} interval {low} to {high}"
     cost = f"{rounded(tenth.value, tenth.stderr)} nats of {WORDS[measure]} on {laws.corpus} ({interval})"
     everywhere = f", whatever the rank from {min(laws.ranks)} to {max(laws.ranks)}" if _ranks_pay_alike(laws) else ""
     return f"Each 0.1 nat of improvement on {laws.target} costs {cost}{everywhere}."
@@ -268,7 +268,7 @@ def _one_run(prediction: Prediction, where: str) -> str:
         return expected
     ends = (max(float(prediction.run_quantile(tail)), 0.0) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     low, high = (rounded(end, error) for end in ends)
-    return f"{expected} ({_percent(LEVEL)} of runs {low} to {high})"
+    return f"{expected} ({percent(LEVEL)} of runs {low} to {high})"
 
 
 def _other_budgets(laws: Laws, answer: Answer, other: dict[float, Answer], *, max_forgetting: float) -> list[str]:
@@ -334,23 +334,24 @@ def _rank_against_steps(fit: Fit) -> list[str]:
 
 def _exponent(estimate: Estimate) -> str:
     low, high = (rounded(end, estimate.stderr) for end in estimate.interval(LEVEL))
-    return f"{rounded(estimate.value, estimate.stderr)} ({_percent(LEVEL)} interval {low} to {high})"
+    return f"{rounded(estimate.value, estimate.stderr)} ({percent(LEVEL)} interval {low} to {high})"
 
 
 def _expected(prediction: Prediction) -> str:
     """Where the law lies, with its interval."""
     error = float(prediction.stderr)
     low, high = (rounded(float(end), error) for end in prediction.interval(LEVEL))
-    ends = f"{_percent(LEVEL)} interval {low} to {high}" if math.isfinite(error) else "no interval"
+    ends = f"{percent(LEVEL)} interval {low} to {high}" if math.isfinite(error) else "no interval"
     return f"{rounded(float(prediction.mean), error)} ({ends})"
 
 
 def _chance(over: float | None) -> str:
-    return "no budget" if over is None else "unknown" if math.isnan(over) else _percent(over)
+    return "no budget" if over is None else "unknown" if math.isnan(over) else percent(over)
 
 
-def _percent(share: float) -> str:
-    return "under 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+def percent(share: float) -> str:
+    """A chance, in whole per cent."""
+    return "under 1 %" if 0 < share < 0.005 else "over 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
 
 
 def _check(

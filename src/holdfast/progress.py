@@ -65,12 +65,13 @@ def seconds_left(runs: Sequence[RunStatus]) -> float | None:
     return sum((1 - run.share) * each if run.seconds_left is None else run.seconds_left for run in unmade)
 
 
-def seconds_per_token(root: Path | str) -> float | None:
+def seconds_per_token(root: Path | str, *, only: Sequence[str] | None = None) -> float | None:
     """Training time per token over all finished runs under a folder, measurements not counted; None if none says.
 
+    Of all runs, or of those that meet `only`; see `archive.read_runs`.
     Not in the table: a study made again, or resumed, gives the same table, and takes another time.
     """
-    done = [run for run in read_runs(root) if "training_s" in run.summary]
+    done = [run for run in read_runs(root, only=only) if "training_s" in run.summary]
     tokens = sum(run.config.steps * run.config.batch_tokens for run in done)
     return sum(float(run.summary["training_s"]) for run in done) / tokens if tokens else None
 

@@ -97,12 +97,17 @@ def check(study: Study, goal: Goal) -> None:
     """Refuse what a pursuit cannot do.
 
     Raises:
-        ConfigError: a goal that is not above 0; runs that are not of LoRA, or differ in more than rank, steps and seed.
+        ConfigError: a goal that is not above 0; several texts to retain; runs that are not of LoRA, or differ in more
+            than rank, steps and seed.
     """
     for name in ("max_forgetting", "interval", "budget_s", "at_once"):
         if not (value := getattr(goal, name)) > 0:
             raise ConfigError(f"got {name} {value}, expected a number above 0, at the sweep's goal")
     for run in study.runs:
+        if len(run.retain) > 1:
+            raise ConfigError(
+                f"got {len(run.retain)} texts to retain, expected one, whose forgetting is narrowed, at {study.source}"
+            )
         if not isinstance(run.adapter, Lora):
             raise ConfigError(
                 f"got method {run.adapter.method}, expected lora, whose rank is planned, at {study.source}"

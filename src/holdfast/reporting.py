@@ -14,7 +14,7 @@ from holdfast.forms import Forms
 from holdfast.groups import QUANTITY, Group
 from holdfast.laws import LAWS, Fit, Laws
 from holdfast.page import Cell, Grid, figure_entries, heads, interval, render, rows_file, unbroken
-from holdfast.planning import Plan, price_in_words
+from holdfast.planning import Plan, percent, price_in_words
 from holdfast.run_grids import TERMS, runs_grid, unfinished_grid
 from holdfast.stats import Prediction, rounded
 from holdfast.study_answers import answers, passages
@@ -252,7 +252,7 @@ def _exponents(group: Group) -> list[Cell]:
 
 def _missed(group: Group) -> Cell:
     if not group.missed:
-        return Cell("–", "itself")
+        return Cell("–", "itself") if group.missed is None else Cell("–", "no law of the largest")
     line = group.missed[0]
     return Cell(f"{line.rmse:.2g}", f"mean {line.bias:+.2g}")
 
@@ -326,7 +326,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "target_nll": _prediction(plan.target_nll),
         "max_forgetting": None if plan.max_forgetting is None else f"{plan.max_forgetting:g}",
         "target_loss": None if plan.target_loss is None else f"{plan.target_loss:g}",
-        "over": None if over is None else "unknown" if math.isnan(over) else f"{100 * over:.2g} %",
+        "over": None if over is None else "unknown" if math.isnan(over) else percent(over),
         "extrapolates": plan.extrapolates,
         "reasons": list(map(unbroken, plan.reasons)),
         "warnings": plan.warnings,
@@ -334,7 +334,9 @@ def _plan(plan: Plan) -> dict[str, Any]:
 
 
 def _prediction(prediction: Prediction) -> Cell:
-    mean, error = float(prediction.mean), float(prediction.stderr)
+    """Of a loss or a KL, which are never below 0."""
+    mean, error = max(float(prediction.mean), 0.0), float(prediction.stderr)
     if not math.isfinite(error):
         return Cell(f"{mean:.3g}", "no interval")
-    return Cell(rounded(mean, error), interval(*prediction.interval(LEVEL), error))
+    low, high = (max(float(end), 0.0) for end in prediction.interval(LEVEL))
+    return Cell(rounded(mean, error), interval(low, high, error))

@@ -322,8 +322,15 @@ def tabulate(runs: Iterable[Run]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for run in runs:
         about = about_run(run)
-        lines += [about | columns_of(measurement) for measurement in run.measurements] or [about]
+        lines += [about | columns_of(measurement) for measurement in run.measurements] or [about | _UNMEASURED]
     return pd.DataFrame(lines)
+
+
+_UNMEASURED: dict[str, Any] = {
+    "role": None, "corpus": None,
+    **dict.fromkeys(("step", "tokens", "documents", "scored_tokens"), math.nan),
+    **{column: math.nan for name in QUANTITIES for column in (name, f"{name}_stderr")},
+}  # fmt: skip
 
 
 def about_run(run: Run) -> dict[str, Any]:

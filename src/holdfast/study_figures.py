@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any
 
@@ -85,9 +85,12 @@ def charts(
 
 
 def panels(
-    table: pd.DataFrame, laws: Mapping[tuple[str, str], Laws | None], *, corpus: str | None
+    table: pd.DataFrame, laws: Mapping[tuple[str, str], Laws | None], *, fitted: Set[str], corpus: str | None
 ) -> dict[str, Chart]:  # fmt: skip
-    """Forgetting against loss for each target and retained text, with the line of `laws`; nothing without points."""
+    """Forgetting against loss for each target and retained text, with the line of `laws`; nothing without points.
+
+    The laws are of the runs `fitted`, of all that there are.
+    """
     drawn: dict[str, Chart] = {}
     for _, part in with_series(table).groupby("target"):
         for retained in [corpus] if corpus else retained_texts(part):
@@ -97,7 +100,9 @@ def panels(
                 continue
             target = str(shown["target"].iloc[0])
             known = laws.get((target, retained))
-            shown = shown if known is None else _shown(part, known, retained)
+            if known is not None:
+                shown = _shown(part, known, retained)
+                shown["in_fit"] &= shown["run"].isin(fitted)
             chart = loss_against_forgetting(shown, known)
             drawn[f"{MAIN}-{len(drawn) + 1}"] = _named(chart, f"{visible(target)}, {visible(retained)}")
     return drawn

@@ -64,10 +64,16 @@ def examine(
         laws=fitted,
         validation=validate(table, corpus=corpus, skip_fraction=skip_fraction),
         prices=prices(measured, quantity),
-        tests=tuple(slope_equality(measured, quantity, by=column) for column in COMPARED),
+        tests=tuple(slope_equality(_that_have(column, measured), quantity, by=column) for column in COMPARED),
         forms=compare_forms(measured, quantity),
         groups=grouped(table, corpus=corpus, skip_fraction=skip_fraction),
     )
+
+
+def _that_have(column: str, measured: pd.DataFrame) -> pd.DataFrame:
+    """Points of runs that have a rank, where prices are compared by it and some have one; else all."""
+    ranked = measured[measured["r"] > 0]
+    return ranked if column == "r" and len(ranked) else measured
 
 
 def fit_table(
