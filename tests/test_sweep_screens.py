@@ -64,6 +64,36 @@ def test_in_a_narrow_terminal_no_number_is_cut(
     assert ("▁▃▅▆█ 0.400" in rows, " left " in rows) == (curves, left)
 
 
+def test_of_a_study_of_many_settings_every_number_is_whole_in_eighty_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words fold; no number is cut or folded."""
+    text = io.StringIO()
+    monkeypatch.setattr(status_screens, "out", lambda: Console(file=text, width=80))
+    for r in (8, 256):
+        made(tmp_path, r=r, rows=tuple(measured(step, 0.1 * step) for step in range(5)))
+    stand = tuple(
+        replace(
+            run, about={**run.about, "target": target, "learning_rate": rate, "seed": seed, "method": method},
+            losses=run.forgetting["keep"], forgetting=dict.fromkeys(("wikipedia", "wikitext"), run.forgetting["keep"]),
+        )
+        for run, (target, rate, seed, method) in zip(
+            progress.status(tmp_path), (("data/instructions", 1e-3, 0, "lora"), ("news", 1e-4, 1, "top 3 layers")),
+            strict=True,
+        )
+    )  # fmt: skip
+    status_screens.show_status(stand)
+    rows = text.getvalue()
+    assert "…" not in rows
+    assert {"0.001", "0.0001", "256", "4/4", run_name(stand[0]), run_name(stand[1])} <= set(rows.split())
+    assert rows.split().count("0.400") == 6
+    assert rows.rstrip().endswith("2 done")
+
+
+def run_name(run: progress.RunStatus) -> str:
+    return run.run[:8]
+
+
 def test_watching_ends_when_every_run_has(tmp_path: Path, shown: io.StringIO) -> None:
     made(tmp_path, rows=(measured(0), measured(4)))
     status_screens.watch_status(tmp_path, every_s=0)

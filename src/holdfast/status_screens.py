@@ -53,7 +53,7 @@ def standings(runs: Sequence[RunStatus]) -> Group:
         f"{count} {name}" for name, count in counts.items() if count
     )
     alike = ", ".join(f"{key.replace('_', ' ')} {escape(values[key][0])}" for key in keys if len(values[key]) == 1)
-    last = f"{said}{f'; about {duration(left)} left' if left else ''}  [dim]all with {alike}[/]"
+    last = f"{said}{f'; about {duration(left)} left' if left else ''}{f'  [dim]all with {alike}[/]' if alike else ''}"
     return Group(table, *(Text.from_markup(line, emoji=False) for line in (*reasons, last)))
 
 
@@ -77,12 +77,20 @@ class _Standings:
         texts = list(dict.fromkeys(name for run in self.runs for name in run.forgetting))
         table.add_column("run", no_wrap=True)
         for key in self.varied:
-            table.add_column(key.replace("_", "\n"), justify="right")
+            words = any(isinstance(run.about.get(key), str) for run in self.runs)  # which fold, a number is never cut
+            heading = key if spare else key.removeprefix("learning_")
+            table.add_column(heading.replace("_", "\n"), justify="right", overflow="fold", no_wrap=not words)
         for heading in ("", "step", "left")[: 3 if spare else 2]:
             table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
         forgetting = "forgetting" if curves else "KL"
-        for heading in ("held-out\nloss", *(f"{forgetting},\n{escape(name)}" for name in texts)):
-            table.add_column(heading, justify="right")
+        for heading in (
+            "held-out\nloss" if spare else "held-\nout\nloss",
+            *(f"{forgetting},\n{escape(name)}" for name in texts),
+        ):
+            if spare:
+                table.add_column(heading, justify="right", no_wrap=True)
+            else:
+                table.add_column(heading, justify="right", width=6, overflow="fold")
         targets = _last_parts([str(run.about.get("target", "")) for run in self.runs])
         for run in sorted(self.runs, key=lambda one: list(COLOURS).index(one.standing)):
             about = run.about | {"target": targets[str(run.about.get("target", ""))]}
@@ -93,7 +101,11 @@ class _Standings:
                 left.append("" if run.seconds_left is None else duration(run.seconds_left))
             numbers = (_course(one, curves=curves) for one in (run.losses, *map(run.forgetting.get, texts)))
             table.add_row(
-                escape(run.run), *(escape(str(about.get(key, ""))) for key in self.varied), state, *left, *numbers
+                escape(run.run if spare else run.run[:8]),
+                *(escape(str(about.get(key, ""))) for key in self.varied),
+                state,
+                *left,
+                *numbers,
             )
         return table
 
