@@ -60,7 +60,7 @@ MODEL_HALF = {
     "basecache": {"builtin", "errors", "metrics"},
     "meter": {"basecache", "corpora", "errors", "evidence", "kernels", "metrics", "models", "store"},
     "checkpoints": {"errors", "files", "models"},
-    "losses": {"corpora", "kernels", "lora", "models"},
+    "losses": {"corpora", "kernels", "lora", "meter", "models"},
     "sharding": {"config", "errors", "interrupts", "methods", "mistakes", "models", "thawed"},
     "updates": {"checkpoints", "config", "corpora", "errors", "lora", "losses", "models", "sharding"},
     "training": {"basecache", "checkpoints", "config", "corpora", "counts", "errors"}

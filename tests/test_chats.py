@@ -72,6 +72,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Tokenizer)
     messages = [{"role": role, "content": text} for role, text in [("user", "a"), ("assistant", "b"), ("user", "c")]]
     with pytest.raises(DataError, match=r"rewrites turn 2.*, at row 7"):
         render(messages, tokenizer, place="row 7")
+    with pytest.raises(DataError, match=r"got a conversation that the assistant begins, .* at row 7"):
+        render(messages[1:], tokenizer, place="row 7")
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template, at row 7"):
         render(messages, tokenizer, place="row 7")

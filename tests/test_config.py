@@ -152,6 +152,15 @@ def test_overrides_apply_in_order_and_pin_what_the_grid_varies(tmp_path: Path) -
     assert read(tmp_path, BODY, "measure.points=4", " steps =32").runs[0].measured_steps()[-1] == 32
 
 
+def test_a_part_of_what_the_grid_varies_as_a_whole_is_not_set_in_vain(tmp_path: Path) -> None:
+    text = BODY + "grid:\n  adapter: [{method: lora, r: 8}, {method: full}]\n"
+    with pytest.raises(
+        ConfigError, match=r"adapter.r: got a part of adapter, an axis of the grid, expected grid.adapter="
+    ):
+        read(tmp_path, text, "adapter.r=2")
+    assert [run.adapter.r for run in read(tmp_path, text, "adapter={r: 2}").runs] == [2]
+
+
 def test_the_grid_supplies_and_replaces_what_the_body_holds(tmp_path: Path) -> None:
     text = BODY.replace("adapter:\n  r: 16\n  lora_alpha: 1\n", "") + "grid:\n  adapter.r: [4, 64]\n  steps: [20, 30]\n"
     assert [(run.adapter.r, run.steps) for run in read(tmp_path, text).runs] == [(4, 20), (4, 30), (64, 20), (64, 30)]

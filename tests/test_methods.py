@@ -271,6 +271,7 @@ def test_what_a_model_does_not_have_is_refused(config: RunConfig) -> None:
     refused = {
         "got 3 layers, expected at most the 2 there are": TopLayers(method="top-layers", layers=3),
         "cannot be put on llama": Ia3(method="ia3", target_modules=("fc1",), feedforward_modules=("fc1",)),
+        "layer_replication": own("LORA", target_modules=["q_proj"], r=4, layer_replication=[[0, 2], [0, 2]]),
         "changes the output head": own("LORA", target_modules=["q_proj"], modules_to_save=["lm_head"]),
     }
     for words, adapter in refused.items():
@@ -280,3 +281,10 @@ def test_what_a_model_does_not_have_is_refused(config: RunConfig) -> None:
     narrow = models.load_base(config.model, dtype="bfloat16", device="cpu")
     with pytest.raises(ModelError, match=r"to be trained in bfloat16, expected float32; set dtype: float32"):
         adapters.attach_adapter(narrow, METHODS["norms"][0], seed=0)
+
+
+def test_ia3_of_attention_alone_needs_no_word_of_feedforward_maps() -> None:
+    assert Ia3(method="ia3", target_modules=("k_proj", "v_proj")).feedforward_modules == ()
+    assert Ia3(method="ia3", target_modules=("k_proj", "down_proj")).feedforward_modules == ("down_proj",)
+    assert Ia3(method="ia3").feedforward_modules == ("down_proj",)
+    assert Ia3(method="ia3", target_modules=("k_proj", "down_proj"), feedforward_modules=()).feedforward_modules == ()

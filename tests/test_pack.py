@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import signal
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from holdfast import adapters, sweeps, training, updates
 from holdfast.config import Measure, Optimizer, RunConfig, Target
@@ -114,6 +116,36 @@ def test_a_packed_sweep_gives_the_table_of_one_run_after_another(config: RunConf
     assert (packed.loc[packed["step"] == 0, "kl_base_tuned"] == 0).all()
 
 
+@pytest.mark.parametrize("dropped", ["the adapter's", "the base's"])
+def test_every_run_of_a_pack_drops_out_what_it_would_alone(dropped: str, config: RunConfig, tmp_path: Path) -> None:
+    """GPT-2 comes with dropout of its own; plain LoRA on it would share a pass."""
+    if dropped == "the base's":
+        folder = Path(shutil.copytree(config.model, tmp_path / "gpt2"))
+        shape = GPT2Config(
+            vocab_size=400, n_positions=64, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.3, eos_token_id=0
+        )
+        torch.manual_seed(0)
+        GPT2LMHeadModel(shape).save_pretrained(folder)
+        config = config.model_copy(update={"model": str(folder)})
+    else:
+        config = config.model_copy(update={"adapter": Lora(r=4, lora_alpha=8.0, lora_dropout=0.3)})
+    study = study_of(tmp_path, config, seed=[0, 1])
+    alone = sweeps.sweep(study, out=tmp_path / "alone")
+    packed = sweeps.sweep(study, out=tmp_path / "packed", pack=2)
+    pd.testing.assert_frame_equal(packed, alone)
+
+
+def test_a_run_that_cannot_be_begun_leaves_the_others_alone(config: RunConfig, tmp_path: Path) -> None:
+    """Found only when the adapter is put on: one after another as in a pack, it is on record and the rest is made."""
+    whole = [{"method": "top-layers", "layers": 5}, {"method": "lora", "r": 4}, {"method": "top-layers", "layers": 1}]
+    study = study_of(tmp_path, config, adapter=whole)
+    for pack in (1, 3):
+        table = sweeps.sweep(study, out=tmp_path / str(pack), pack=pack)
+        states = table.fillna({"layers": 0}).groupby("layers")["state"].first().to_dict()
+        assert states == {0: "done", 1: "done", 5: "failed"}
+        assert "expected at most the 2 there are" in table["reason"].dropna().iloc[0]
+
+
 def test_a_run_that_diverges_leaves_the_others_alone(config: RunConfig, tmp_path: Path) -> None:
     study = study_of(tmp_path, config, **{"optimizer.learning_rate": [3e-3, 1e30, 1e-3]})
     alone = sweeps.sweep(study, out=tmp_path / "alone")
@@ -164,3 +196,26 @@ def test_out_of_memory_halves_the_rows_of_all(config: RunConfig, monkeypatch: py
     made = updates.update(asked)
     assert tried == [2, 1, 1]
     assert [one.rows for one in made if not isinstance(one, Diverged)] == [1, 1]
+
+
+@pytest.mark.parametrize("fits", ["one row of one run", "one of two"])
+def test_where_runs_do_not_fit_together_each_is_made_by_itself(
+    fits: str, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is too much for all is none of each; what is too much for one is no matter of another's."""
+    batch_losses = updates.batch_losses
+
+    def cramped(tuned: list[Tuned], blocks: list[object]) -> list[torch.Tensor]:
+        large = any(isinstance(part, torch.nn.Linear) and part.out_features == 20 for part in tuned[0].modules())
+        if len(tuned) * len(blocks[0].ids) > 1 if fits == "one row of one run" else large:  # type: ignore[attr-defined]
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return batch_losses(tuned, blocks)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(updates, "batch_losses", cramped)
+    adapter = {"lora_dropout": 0.1} if fits == "one of two" else {}
+    config = config.model_copy(update={"adapter": Lora(r=4, lora_alpha=8.0, **adapter)})
+    study = study_of(tmp_path, config, **{"adapter.r": [4, 20]})
+    packed = sweeps.sweep(study, out=tmp_path / "packed", pack=2)
+    alone = sweeps.sweep(study, out=tmp_path / "alone")
+    assert packed.groupby("r")["state"].first().to_dict() == {4: "done", 20: "failed" if adapter else "done"}
+    pd.testing.assert_frame_equal(numbers(packed), numbers(alone), rtol=1e-4, atol=1e-5)

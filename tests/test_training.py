@@ -2,12 +2,14 @@
 
 import math
 import re
+import shutil
 from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,8 +69,29 @@ def test_the_loss_and_its_gradient_are_cross_entropys(seed: int, tokens: int, vo
     assert torch.allclose(hidden.grad.double(), exact.grad, atol=1e-5)
 
 
-def test_a_batchs_loss_is_the_models_own_on_the_scored_tokens(config: RunConfig) -> None:
+OTHERS: dict[str, transformers.PreTrainedConfig] = {
+    "opt": transformers.OPTConfig(
+        vocab_size=400, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, dropout=0.0,
+        word_embed_proj_dim=32, max_position_embeddings=64, init_std=0.2,
+    ),
+    "mamba": transformers.MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, initializer_range=0.5),
+}  # fmt: skip
+"""Models that let documents packed in a row see each other, whatever their positions."""
+
+
+@pytest.mark.parametrize("kind", ["llama", *OTHERS])
+def test_a_batchs_loss_is_the_models_own_on_the_scored_tokens(
+    kind: str, config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Against transformers' whole forward pass, one document at a time."""
+    if kind in OTHERS:
+        folder = Path(shutil.copytree(config.model, tmp_path / kind))
+        (folder / "model.safetensors").unlink()
+        torch.manual_seed(0)
+        transformers.AutoModelForCausalLM.from_config(OTHERS[kind]).save_pretrained(folder)
+        modules = ("k_proj", "v_proj") if kind == "opt" else ("in_proj", "x_proj")
+        adapter = config.adapter.model_copy(update={"target_modules": modules})
+        config = config.model_copy(update={"model": str(folder), "adapter": adapter})
     bench = bench_of(config)
     tuned = adapters.attach_adapter(bench.base, config.adapter, seed=0)
     tuned.eval()
@@ -86,6 +109,8 @@ def test_a_batchs_loss_is_the_models_own_on_the_scored_tokens(config: RunConfig)
                 scored += 1
     assert scored == block.scored.sum() > 10
     assert losses.batch_losses([tuned], [block])[0].item() == pytest.approx(expected, rel=1e-5)
+    assert losses.keeps_apart(tuned) == (kind == "llama")
+    assert caplog.text.count("lets documents packed in a row see each other") == (kind in OTHERS)
 
 
 def test_a_measured_run_trains_bit_for_bit_like_an_unmeasured_one(config: RunConfig) -> None:

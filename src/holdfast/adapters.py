@@ -152,11 +152,13 @@ def attach_adapter(base: Base, adapter: Adapter, *, seed: int) -> Tuned:
         with torch.random.fork_rng(), quiet():
             torch.manual_seed(seed)
             config = _peft_config(adapter)
+            if getattr(config, "layer_replication", None):
+                raise ValueError("layer_replication makes another model of it, and nothing forgotten can be told")
             tuned: Adapted = peft.get_peft_model(copy.deepcopy(base) if _changes_base(config) else base, config)
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         raise ModelError(f"adapter cannot be put on {base.config.model_type}: {first_line(error)}") from error
     try:
-        _check_head_frozen(tuned, "adapter.target_modules")
+        _check_head_frozen(tuned, "adapter")
         for name, parameter in tuned.named_parameters():
             if parameter.requires_grad and torch.finfo(parameter.dtype).bits < 32:
                 got = str(parameter.dtype).removeprefix("torch.")

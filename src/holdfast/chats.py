@@ -43,6 +43,8 @@ def _render(messages: list[dict[str, str]], tokenizer: Tokenizer, place: str) ->
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+        if not index:
+            raise DataError(f"got a conversation that the assistant begins, expected something to answer, at {place}")
         before = str(tokenizer.apply_chat_template(messages[:index], tokenize=False, add_generation_prompt=True))
         through = str(tokenizer.apply_chat_template(messages[: index + 1], tokenize=False))
         if not (text.startswith(through) and through.startswith(before)):

@@ -235,8 +235,7 @@ def _explain(error: ErrorDetails, key: Key, method: str | None) -> tuple[str, st
 
 def _override(raw: dict[str, Any], text: str, mistakes: Mistakes) -> None:
     """Put one dotted.key=value into the mapping; the grid no longer varies a key so set."""
-    name, sign, value = text.partition("=")
-    name = name.strip()
+    name, sign, value = map(str.strip, text.partition("="))
     path = ("grid", name.removeprefix("grid.")) if name.startswith("grid.") else tuple(name.split("."))
     place = Place(sys.maxsize, f"--set {clip(text)}")
     if not sign or not all(path):
@@ -246,7 +245,10 @@ def _override(raw: dict[str, Any], text: str, mistakes: Mistakes) -> None:
     mistakes.places[path] = place
     parsed = mistakes.parse(value, path, lambda _: place)
     if path[0] != "grid":
-        raw["grid"] = _without(raw.get("grid"), name)
+        whole: list[str] = []
+        raw["grid"] = _without(raw.get("grid"), name, whole)
+        for axis in whole[:1]:
+            mistakes.add(path, got=f"a part of {axis}, an axis of the grid", expected=f"grid.{axis}=[…]", place=place)
     section = raw
     for n, part in enumerate(path[:-1], start=1):
         if section.get(part) is None:
@@ -259,12 +261,13 @@ def _override(raw: dict[str, Any], text: str, mistakes: Mistakes) -> None:
     section[path[-1]] = parsed
 
 
-def _without(grid: Any, name: str) -> Any:
-    """A grid, or several, that no longer varies a key or what is in it."""
+def _without(grid: Any, name: str, whole: list[str]) -> Any:
+    """A grid, or several, that no longer varies a key or what is in it; `whole` gets axes that this is a part of."""
     if isinstance(grid, list):
-        return [_without(each, name) for each in grid]
+        return [_without(each, name, whole) for each in grid]
     if not isinstance(grid, dict):
         return grid
+    whole += [axis for axis in map(str, grid) if name.startswith(f"{axis}.")]
     return {key: axis for key, axis in grid.items() if not f"{key}.".startswith(f"{name}.")}
 
 

@@ -101,7 +101,12 @@ def quicken(model: torch.nn.Module) -> None:
 
 
 def can_share_a_pass(models: Sequence[torch.nn.Module]) -> bool:
-    """Whether models of one base differ in plain LoRA maps alone, of the same frozen maps: see `sharing_a_pass`."""
+    """Whether models of one base differ in plain LoRA maps alone, of the same frozen maps: see `sharing_a_pass`.
+
+    Not where anything is dropped out: each run draws its own.
+    """
+    if any(_drops_out(part) for part in models[0].modules()):
+        return False
     adapted = [[layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)] for model in models]
     plain = all(layers and all("forward" in vars(layer) for layer in layers) for layers in adapted)
     if not plain or len(set(map(len, adapted))) > 1:
@@ -110,6 +115,13 @@ def can_share_a_pass(models: Sequence[torch.nn.Module]) -> bool:
         len({layer.get_base_layer().weight.data_ptr() for layer in layers}) == 1
         for layers in zip(*adapted, strict=True)
     )
+
+
+def _drops_out(part: torch.nn.Module) -> bool:
+    probability = (
+        getattr(part, "p", 0.0) if "Dropout" in type(part).__name__ else getattr(part, "attention_dropout", 0.0)
+    )
+    return isinstance(probability, float) and probability > 0
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, JsonValue, Tag, ValidationInfo
 from pydantic.fields import Field
-from pydantic.functional_validators import field_validator
+from pydantic.functional_validators import field_validator, model_validator
 
 
 def _plain(text: str) -> str:
@@ -91,9 +91,17 @@ class Ia3(Part):
     target_modules: Names = Field(
         default=("k_proj", "v_proj", "down_proj"), description="Linear maps with a factor; as in the IA3 paper."
     )
-    feedforward_modules: Names = Field(
+    feedforward_modules: Annotated[tuple[Text, ...], Field(strict=False), AfterValidator(_distinct)] = Field(
         default=("down_proj",), description="Those of them whose input is multiplied, not their output."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, given: Any) -> Any:
+        """Unless named, the usual input factor, where it is among the maps."""
+        if isinstance(given, dict) and isinstance(maps := given.get("target_modules"), list | tuple):
+            return {"feedforward_modules": [name for name in maps if name == "down_proj"][:1]} | given
+        return given
 
     @field_validator("feedforward_modules")
     @classmethod

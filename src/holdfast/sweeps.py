@@ -225,8 +225,9 @@ class Making:
         """Make one run in its folder, or the rest of it; returns how it ended and why. `began` with its workbench."""
         base = bench.base if alone else adapters.same_weights(bench.base)
         bench = replace(bench, base=base)
-        tuned = adapters.attach_adapter(base, config.adapter, seed=config.seed)
+        tuned = None
         try:
+            tuned = adapters.attach_adapter(base, config.adapter, seed=config.seed)
             counts, result = count(tuned, base_params=bench.base_params), adapters.result_bytes(tuned)
             origin = provenance(bench, texts) | {"trainable_params": counts.trained, "base_params": counts.frozen}
             needed = checkpoints.most_bytes(counts.trained, result) + files.passing_bytes(recorder.folder, result)
@@ -254,12 +255,13 @@ class Making:
             recorder.fail("diverged", str(error))
             return "diverged", str(error)
         except (ModelError, RuntimeError, MemoryError) as error:  # torch's refusals, out of memory too
-            if self.shard and not isinstance(error, ModelError):
-                raise  # the others may not have had it
+            if self.shard and not isinstance(error, ModelError):  # the others may not have had it
+                raise
             recorder.fail("failed", f"{type(error).__name__}: {error}")
             return "failed", str(error)
         finally:
-            adapters.detach_adapter(tuned)
+            if tuned is not None:
+                adapters.detach_adapter(tuned)
 
     def _ledger(self, config: RunConfig, bench: Workbench, recorder: Recorder, tuned: Tuned) -> Ledger:
         def kept(step: int) -> Path | None:
@@ -385,14 +387,13 @@ def provenance(bench: Workbench, texts: Texts) -> dict[str, Any]:
     """Where numbers come from: versions, machine, fingerprints of weights and texts. Holds no secret and no name."""
     packages = ("holdfast", "torch", "transformers", "peft", "numpy", "tokenizers", "safetensors")
     device = bench.base.device
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores"
     return {
         "started_at": datetime.now(UTC).isoformat(),
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type}, {os.cpu_count()} cores",
+        "device": hardware,
         "threads": torch.get_num_threads(),
         **({"shard": bench.shard.of} if bench.shard else {}),
         "fingerprints": texts.fingerprints | {"weights": bench.weights_fingerprint},

@@ -242,8 +242,9 @@ def learning(
                 blocks = list(islice(batches, accumulated))
                 made, seconds = yield Update(
                     tuned=tuned, optimizer=optimizer, blocks=blocks, config=config, step=step, rows=rows,
-                    shard=bench.shard,
+                    random=checkpoints.random_state(tuned), shard=bench.shard,
                 )  # fmt: skip
+                checkpoints.set_random_state(made.random, tuned)
         except Interrupted:
             if ledger:
                 ledger.keep(now)
@@ -293,7 +294,7 @@ def together(runs: Sequence[Learning[T]]) -> list[T]:
                 raise raised[0]
     except BaseException as error:
         for number in asking:
-            with contextlib.suppress(type(error)):
+            with contextlib.suppress(type(error), StopIteration):
                 runs[number].throw(error)
         raise
     return [ended[number] for number in range(len(runs))]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class Update:
     config: RunConfig
     step: int
     rows: int
+    random: Mapping[str, Tensor] | None = None
+    """The run's own state of the generators, as `checkpoints.random_state` gives it; None: as they stand."""
     shard: Shard | None = None
 
 
@@ -49,6 +51,8 @@ class Updated:
 
     loss: float
     rows: int
+    random: Mapping[str, Tensor]
+    """Of the generators, after it."""
 
 
 def learning_rate(config: Optimizer, *, step: int, steps: int) -> float:
@@ -69,39 +73,54 @@ def make_optimizer(config: Optimizer, tuned: Tuned) -> torch.optim.Optimizer:
     return models.adafactor(parameters, learning_rate=config.learning_rate, weight_decay=config.weight_decay)
 
 
-def update(asked: Sequence[Update]) -> list[Updated | Diverged]:
+def update(asked: Sequence[Update]) -> list[Updated | Exception]:
     """Make the update steps of one run or several; what came of each, in their order.
 
-    Several make one pass if they differ in plain LoRA alone and their batches have one shape, else one after another:
-    the same numbers but for rounding. Each has its own loss, clipping, learning rate and optimiser.
+    Several make one pass if they differ in plain LoRA alone, nothing is dropped out, and their batches have one shape
+    and fit in memory together; else one after another: the same numbers but for rounding. Each has its own loss,
+    clipping, learning rate, optimiser and random numbers.
 
     Gradients are summed over micro-batches and divided once by a step's scored tokens, so how a batch is cut into
     micro-batches does not change what is learned: where memory runs out with `rows` at once, half as many are tried,
     but not where other processes make the same passes.
 
-    A run whose loss or gradient is NaN or infinite has `Diverged`, and none of its parameters was moved.
+    A run whose loss or gradient is NaN or infinite has `Diverged`, one of several for which one row alone is too much
+    what torch said, and none of its parameters was moved.
 
     Raises:
-        torch.OutOfMemoryError, MemoryError, RuntimeError: what torch says when one row is too much; nothing was moved.
+        torch.OutOfMemoryError, MemoryError, RuntimeError: what torch says when one row of the only run is too much.
     """
     shapes = {tuple(block.ids.shape for block in one.blocks) for one in asked}
     if len(asked) > 1 and (len(shapes) > 1 or not can_share_a_pass([one.tuned for one in asked])):
-        return [done for one in asked for done in update([one])]
+        return _in_turn(asked)
     rows = min(one.rows for one in asked)
-    random = checkpoints.random_state(asked[0].tuned)
+    random = asked[0].random or checkpoints.random_state(asked[0].tuned)
     while True:
+        checkpoints.set_random_state(random, asked[0].tuned)
         try:
             totals = _backward(asked, rows)
             break
         except (RuntimeError, MemoryError) as error:
             for one in asked:
                 one.optimizer.zero_grad(set_to_none=True)
-            if rows == 1 or asked[0].shard or not out_of_memory(error):
+            if asked[0].shard or not out_of_memory(error) or rows == len(asked) == 1:
                 raise
+        if rows == 1:
+            return _in_turn([replace(one, rows=1) for one in asked])
         log.warning("step %d: out of memory with %d rows at once, %d are tried", asked[0].step + 1, rows, -(-rows // 2))
         rows = -(-rows // 2)
-        checkpoints.set_random_state(random, asked[0].tuned)
     return [_step(one, total, rows) for one, total in zip(asked, totals, strict=True)]
+
+
+def _in_turn(asked: Sequence[Update]) -> list[Updated | Exception]:
+    """One run after another: what is too much for one is not too much for all."""
+    made: list[Updated | Exception] = []
+    for one in asked:
+        try:
+            made += update([one])
+        except (RuntimeError, MemoryError) as error:
+            made.append(error)
+    return made
 
 
 def _scored(one: Update) -> int:
@@ -134,9 +153,9 @@ def _sum(losses: Sequence[Tensor]) -> Tensor:
     return losses[0] if len(losses) == 1 else torch.stack(list(losses)).sum()
 
 
-def _step(one: Update, total: float, rows: int) -> Updated | Diverged:
+def _step(one: Update, total: float, rows: int) -> Updated | Exception:
     """Move a run's parameters by the gradient they have, and let it go."""
-    loss = total / _scored(one)
+    loss, random = total / _scored(one), checkpoints.random_state(one.tuned)
     parameters = [parameter for group in one.optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(parameters, one.config.optimizer.max_grad_norm or math.inf)
     if not (math.isfinite(total) and torch.isfinite(norm)):
@@ -145,7 +164,7 @@ def _step(one: Update, total: float, rows: int) -> Updated | Diverged:
         group["lr"] = learning_rate(one.config.optimizer, step=one.step, steps=one.config.steps)
     one.optimizer.step()
     one.optimizer.zero_grad(set_to_none=True)
-    return Updated(loss=loss, rows=rows)
+    return Updated(loss=loss, rows=rows, random=random)
 
 
 def _share(block: Block, shard: Shard | None) -> Block:
