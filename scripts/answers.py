@@ -12,7 +12,6 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,10 @@ from holdfast.archive import table
 from holdfast.fits import Fit, fit_law
 from holdfast.forms import Forms, compare_forms
 from holdfast.formulas import LINE, MULTIPLICATIVE, SATURATING
-from holdfast.groups import Group, grouped
 from holdfast.points import points
 from holdfast.presets import PUBLISHED, published
 from holdfast.slopes import prices, slope_equality
-from holdfast.stats import Estimate, between_share, rounded
+from holdfast.stats import Estimate, between_share
 from holdfast.study_figures import with_series
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -281,23 +279,43 @@ def _repeated(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def others(runs: pd.DataFrame) -> str:
-    """Do the laws hold for ways of training that they were not fitted to?"""
-    rows = [("learned", "retained", "trained by", "runs", "price", "the line is off by", "and on the whole")]
+    """Other ways of training where they ended, beside the runs trained as most were where these had the same loss."""
+    rows = [
+        ("learned", "retained", "trained by", "learning rate", "loss, last", "forgotten",
+         "by LoRA at that loss, least to most", "runs")
+    ]  # fmt: skip
+    main, done = _as_most(runs), runs[runs["state"] == "done"]
     for corpus in sorted(runs.loc[runs["role"] == "retain", "corpus"].unique(), reverse=True):
-        for group in grouped(runs.drop(columns="series"), corpus=corpus, skip_fraction=SKIP):
-            missed = next((one for one in group.missed or () if one.law == LINE.name), None)
-            if missed is not None:
-                rows.append(
-                    (
-                        group.target, corpus, _way(group), str(group.n_runs), interval(group.price),
-                        rounded(missed.rmse, missed.rmse / 10), f"{missed.bias:+.2g}",
-                    )
-                )  # fmt: skip
+        for _, own in done[~done["run"].isin(main["run"])].groupby(
+            ["target", "series", "learning_rate"], observed=True
+        ):
+            last = _path(own, corpus).iloc[-1]
+            usual = [_path(run, corpus) for _, run in main[main["target"] == own["target"].iloc[0]].groupby("run")]
+            there = [_forgotten_at(path, last[LOSS]) for path in usual if path[LOSS].min() <= last[LOSS]]
+            spread = f"{min(there):.3f} to {max(there):.3f}" if there else "none had it"
+            rows.append(
+                (
+                    last["target"], corpus, str(own["series"].iloc[0]), f"{own['learning_rate'].iloc[0]:g}",
+                    f"{last[LOSS]:.3f}", f"{last[KL]:.3f}", spread, str(len(there)),
+                )
+            )  # fmt: skip
     return markdown(rows) if len(rows) > 1 else "No other way has been tried yet."
 
 
-def _way(group: Group) -> str:
-    return replace(group, settings={name: said for name, said in group.settings.items() if name != "target"}).name
+def _path(run: pd.DataFrame, corpus: str) -> pd.DataFrame:
+    """Loss and forgetting of one run from its first measured step on, the untrained model before them."""
+    measured = points(run, corpus=corpus, skip_fraction=0)
+    begun = {LOSS: run.loc[run["role"] == "target", "base_nll"].iloc[0], KL: 0.0, "steps": 0}
+    return pd.concat([pd.DataFrame([begun]), measured], ignore_index=True)
+
+
+def _forgotten_at(path: pd.DataFrame, loss: float) -> float:
+    """Where a run first had a loss, between the two measurements around it."""
+    after = int((path[LOSS] <= loss).idxmax())
+    if after == 0:
+        return 0.0
+    (high, before), (low, then) = path.loc[[after - 1, after], [LOSS, KL]].to_numpy()
+    return float(before + (high - loss) / (high - low) * (then - before))
 
 
 if __name__ == "__main__":

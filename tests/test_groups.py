@@ -96,7 +96,9 @@ def test_numbers_of_an_adapter_are_its_size_and_words_another_way():
     blocks = pd.concat([also(LORA[LORA["r"] == r], adapter=f'{{"block":{r}}}') for r in (8, 16, 32)])
     assert len(grouped(blocks)) == 1
     other = also(LORA, adapter='{"target_modules":"attention"}')
-    assert len(grouped(pd.concat([LORA.assign(adapter='{"target_modules":"all-linear"}'), other]))) == 2
+    known = '{"lora_dropout":0.0,"target_modules":["q_proj","k_proj"]}'
+    names = {group.name for group in grouped(pd.concat([LORA.assign(adapter=known), other]))}
+    assert names == {"lora_dropout 0.0, target_modules q_proj k_proj", "target_modules attention"}
 
 
 def learned(root: Path, data: str, *, r: int, steps: int = 60, **prices: float) -> None:

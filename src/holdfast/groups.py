@@ -6,6 +6,8 @@ the question whether those of the largest group hold for the others (the paper's
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -74,9 +76,7 @@ class Group:
     @property
     def name(self) -> str:
         """What sets it apart, in words."""
-        return (
-            ", ".join(f"{WORDS.get(column, column)} {value}" for column, value in self.settings.items()) or "all runs"
-        )
+        return ", ".join(itertools.starmap(_in_words, self.settings.items())) or "all runs"
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold, at full precision; nan becomes None."""
@@ -151,6 +151,13 @@ def _group(rows: pd.DataFrame, corpus: str, skip_fraction: float, largest: Group
         why_no_laws=why,
         missed=None if largest is None else _missed(largest.laws, measured),
     )
+
+
+def _in_words(column: str, value: str) -> str:
+    if column != "adapter" or not value.startswith("{"):
+        return f"{WORDS.get(column, column)} {value}"
+    settings = json.loads(value).items()
+    return ", ".join(f"{key} {' '.join(held) if isinstance(held, list) else held}" for key, held in settings)
 
 
 def _value(rows: pd.DataFrame, column: str) -> str:
