@@ -270,7 +270,7 @@ def hidden_states(
 
     `positions` restart at 0 where a new document starts inside a row; attention never crosses such a border in models
     that mask by positions (see `losses.keeps_apart`). Right padding needs no mask, because a causal model's earlier
-    positions cannot see it. `sees[b, q, k]` says otherwise of every pair of tokens, where given. A bf16 model multiplies
+    positions cannot see it. `sees[b, q, k]` says otherwise of every pair of tokens, if given. A bf16 model multiplies
     in bf16 and keeps float32 adapters' weights in float32 (autocast); everything else follows the weights' own
     precision. A model's logit scale is multiplied in. Adapters that put virtual tokens before the text ignore
     `positions`.
