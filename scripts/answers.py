@@ -50,22 +50,26 @@ def main() -> None:
         text = replaced(text, name, content)
     page.write_text(text, encoding="utf-8")
     front = Path(__file__).parent.parent / "README.md"
-    said = replaced(front.read_text(encoding="utf-8"), folder.name, headline(dict(measured(runs))))
+    said = replaced(front.read_text(encoding="utf-8"), folder.name, headline(runs))
     front.write_text(said, encoding="utf-8")
 
 
-def headline(every: dict[tuple[str, str], pd.DataFrame]) -> str:
-    """The study in three lines, for the front page."""
+def headline(runs: pd.DataFrame) -> str:
+    """The study in four lines, for the front page."""
+    every = dict(measured(runs))
     kinds, texts = (list(dict.fromkeys(names)) for names in zip(*every, strict=True))
     lines = [fit_law(LINE, part, KL, huber=math.inf) for part in every.values()]
     prices = [line.parameters["slope"].value / 10 for line in lines]
     doubled, r2 = [gap(part).value for part in every.values()], [line.r2 for line in lines]
-    runs = sum(part["run"].nunique() for part in every.values()) // len(texts)
+    number = sum(part["run"].nunique() for part in every.values()) // len(texts)
+    orders = [[_price(run) for _, run in part.groupby("seed")] for part in _repeated(runs)]
     return textwrap.fill(
-        f"{runs} runs of the built-in model that learned {' or '.join(kinds)} say so too, of {' and '.join(texts)}: "
+        f"{number} runs of the built-in model that learned {' or '.join(kinds)} say so too, of {' and '.join(texts)}: "
         f"forgetting is a line in the loss (R² {min(r2):.2f} to {max(r2):.2f}), each 0.1 nat learned costs "
         f"{min(prices):.3f} to {max(prices):.3f} nats, and at equal loss each doubling of the rank adds "
-        f"{min(doubled):.3f} to {max(doubled):.3f} ([studies/smollm2-135m](studies/smollm2-135m/README.md)).",
+        f"{min(doubled):.3f} to {max(doubled):.3f}. The order of batches, which such intervals do not count, moved one "
+        f"run's price by up to {max(max(each) / min(each) for each in orders):.1f} times "
+        "([studies/smollm2-135m](studies/smollm2-135m/README.md)).",
         width=120, break_on_hyphens=False, break_long_words=False,
     )  # fmt: skip
 
@@ -263,11 +267,14 @@ def seeds(runs: pd.DataFrame) -> str:
     for part in _repeated(runs):
         cell = part["target"].iloc[0], part["corpus"].iloc[0], str(part["r"].iloc[0])
         for seed, run in part.groupby("seed"):
-            last, line = run.loc[run["steps"].idxmax()], fit_law(LINE, run, KL, huber=math.inf)
-            price = f"{line.parameters['slope'].value:.2f}"
-            rows.append((*cell, str(seed), f"{last[LOSS]:.3f}", f"{last[KL]:.3f}", price))
+            last = run.loc[run["steps"].idxmax()]
+            rows.append((*cell, str(seed), f"{last[LOSS]:.3f}", f"{last[KL]:.3f}", f"{_price(run):.2f}"))
         rows.append((*cell, "all", "", "", interval(prices(part, KL).ordinary)))
     return markdown(rows) if len(rows) > 1 else "No cell has been repeated yet."
+
+
+def _price(run: pd.DataFrame) -> float:
+    return fit_law(LINE, run, KL, huber=math.inf).parameters["slope"].value
 
 
 def _repeated(runs: pd.DataFrame) -> Iterator[pd.DataFrame]:
