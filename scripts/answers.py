@@ -80,7 +80,7 @@ def answers(runs: pd.DataFrame) -> dict[str, str]:
     return {
         "made": made(runs), "line": line(every), "rank": rank(every), "forms": best(every),
         "against": against(every), "equal": equal(every), "common": common(every), "same": same(runs),
-        "seeds": seeds(runs), "others": others(runs),
+        "seeds": seeds(runs), "others": others(runs), "early": early(runs),
     }  # fmt: skip
 
 
@@ -307,6 +307,27 @@ def others(runs: pd.DataFrame) -> str:
                 )
             )  # fmt: skip
     return markdown(rows) if len(rows) > 1 else "No other way has been tried yet."
+
+
+def early(runs: pd.DataFrame) -> str:
+    """How much of what a run learns and forgets in all it has at each step: least to most over runs trained as most."""
+    main = _as_most(runs)
+    steps = sorted({int(step) for step in main["step"] if step > 0})[:-1]
+    rows = [("learned", "retained", "of the whole", *(f"step {step}" for step in steps))]
+    for _, own in main.groupby("target"):
+        for corpus in sorted(own.loc[own["role"] == "retain", "corpus"].unique(), reverse=True):
+            paths = [_path(run, corpus).set_index("steps") for _, run in own.groupby("run")]
+            for said, column in (("learned", LOSS), ("forgotten", KL)):
+                shares = [
+                    (path[column] - path[column].loc[0]) / (path[column].iloc[-1] - path[column].loc[0])
+                    for path in paths
+                ]
+                cells = [
+                    f"{100 * min(s.loc[step] for s in shares):.0f} to {100 * max(s.loc[step] for s in shares):.0f} %"
+                    for step in steps
+                ]
+                rows.append((str(paths[0]["target"].iloc[-1]), corpus, said, *cells))
+    return markdown(rows)
 
 
 def _path(run: pd.DataFrame, corpus: str) -> pd.DataFrame:
