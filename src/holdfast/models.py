@@ -39,6 +39,7 @@ Adapted: TypeAlias = peft.PeftModel
 Tuned: TypeAlias = Adapted | Thawed
 """A fine-tuned model: with an adapter, or with weights of its own that are trained."""
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
+QUANTISATIONS = ("4bit", "8bit")
 
 
 def choose_device(device: str) -> str:
@@ -118,7 +119,9 @@ def load_tokenizer(spec: str) -> Tokenizer:
     config = _config(path)
     with as_ours(ModelError, lambda why: f"got nothing ({why}), expected a readable tokenizer, at {path}"):
         tokenizer = _read_tokenizer(path)
-    tokenizer.model_max_length = _ENDLESS  # windows are ours; a wrong limit would warn, or raise
+    tokenizer.model_max_length = int(
+        1e30
+    )  # as where none is known: windows are ours; a wrong limit would warn, or raise
     rows, end = getattr(config, "vocab_size", None), tokenizer.eos_token_id
     if rows is not None and end is not None and end >= rows:
         got = f"an end of text {str(tokenizer.eos_token)!r} numbered {end}"
@@ -129,9 +132,6 @@ def load_tokenizer(spec: str) -> Tokenizer:
         if tokenizer("a")["input_ids"] != cut[:-1]:
             raise ModelError(f"got a tokenizer that ends every text with {tokenizer.eos_token!r}, at {path}")
     return tokenizer
-
-
-_ENDLESS = int(1e30)  # as transformers has it where nothing is known
 
 
 def _config(path: Path) -> Any:
@@ -152,9 +152,6 @@ def read_config(path: Path) -> Any:
     place = path if path.is_file() else path / "config.json"
     with as_ours(ModelError, lambda why: f"got a config that is of no use ({why}), at {place}"), quiet():
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
-
-
-QUANTISATIONS = ("4bit", "8bit")
 
 
 def load_base(spec: str, *, dtype: str, device: str, quantisation: str | None = None) -> Base:
@@ -204,6 +201,9 @@ def _read(path: Path, spec: str, dtype: torch.dtype, quantisation: str | None, d
                 output_loading_info=True, **options,
             )  # fmt: skip
     read: Base = both[0]
+    for part in read.modules():  # what bitsandbytes repacks for a CPU's bf16 units passes no gradient, nor small maps
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     if quantisation is None:
         _check_none_missing(both[1], path)
     return read
