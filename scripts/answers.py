@@ -12,17 +12,22 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from holdfast.afterwards import read_afterwards
 from holdfast.archive import table
+from holdfast.behaviour import ChoiceResult
 from holdfast.fits import Fit, fit_law
 from holdfast.forms import Forms, compare_forms
 from holdfast.formulas import LINE, MULTIPLICATIVE, SATURATING
 from holdfast.points import points
 from holdfast.presets import PUBLISHED, published
+from holdfast.proportions import percent
+from holdfast.refusals import RefusalOdds
 from holdfast.slopes import prices, slope_equality
 from holdfast.stats import Estimate, between_share
 from holdfast.study_figures import with_series
@@ -42,16 +47,17 @@ NAMES = {LOSS: "loss", KL: "forgetting", HARD: "hard forgetting"}
 
 
 def main() -> None:
-    """Write the README's tables."""
+    """Write the tables that a study's README has a place for, and what the front page says of it."""
     folder = Path(sys.argv[1])
     runs, page = with_series(table(folder)), folder / "README.md"
     text = page.read_text(encoding="utf-8")
-    for name, content in answers(runs).items():
-        text = replaced(text, name, content)
+    for name, answer in {**answers(runs), "answered": partial(answered, folder, runs)}.items():
+        text = replaced(text, name, answer()) if f"<!-- {name} -->" in text else text
     page.write_text(text, encoding="utf-8")
     front = Path(__file__).parent.parent / "README.md"
-    said = replaced(front.read_text(encoding="utf-8"), folder.name, headline(runs))
-    front.write_text(said, encoding="utf-8")
+    said = front.read_text(encoding="utf-8")
+    if f"<!-- {folder.name} -->" in said:
+        front.write_text(replaced(said, folder.name, headline(runs)), encoding="utf-8")
 
 
 def headline(runs: pd.DataFrame) -> str:
@@ -74,14 +80,16 @@ def headline(runs: pd.DataFrame) -> str:
     )  # fmt: skip
 
 
-def answers(runs: pd.DataFrame) -> dict[str, str]:
-    """Each table as Markdown, by its name in the README."""
-    every = dict(measured(runs))
-    return {
-        "made": made(runs), "line": line(every), "rank": rank(every), "forms": best(every),
-        "against": against(every), "equal": equal(every), "common": common(every), "same": same(runs),
-        "seeds": seeds(runs), "others": others(runs), "early": early(runs),
+def answers(runs: pd.DataFrame) -> dict[str, Callable[[], str]]:
+    """What makes each table, as Markdown, by its name in a README."""
+    of_laws = {
+        "line": line, "rank": rank, "forms": best, "against": against, "equal": equal, "common": common
     }  # fmt: skip
+    of_runs = {"made": made, "same": same, "seeds": seeds, "others": others, "early": early, "ends": ends}
+    every = dict(measured(runs))
+    return {name: partial(answer, every) for name, answer in of_laws.items()} | {
+        name: partial(answer, runs) for name, answer in of_runs.items()
+    }
 
 
 def measured(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
@@ -322,11 +330,52 @@ def early(runs: pd.DataFrame) -> str:
                     (path[column] - path[column].loc[0]) / (path[column].iloc[-1] - path[column].loc[0])
                     for path in paths
                 ]
-                cells = [
-                    f"{100 * min(s.loc[step] for s in shares):.0f} to {100 * max(s.loc[step] for s in shares):.0f} %"
-                    for step in steps
-                ]
+                cells = [_spread([100 * float(share.loc[step]) for share in shares]) for step in steps]
                 rows.append((str(paths[0]["target"].iloc[-1]), corpus, said, *cells))
+    return markdown(rows)
+
+
+def answered(folder: Path, runs: pd.DataFrame) -> str:
+    """What models along training answer where their base answered something else, and whether they still refuse."""
+    rows = [
+        ("learned", "seed", "step", "forgotten", "ARC: same answer as base", "accuracy, change",
+         "log-odds of a usual refusal, change")
+    ]  # fmt: skip
+    probed = read_afterwards(folder, set(runs["run"])).probed
+    about = runs[runs["role"] == "target"].drop_duplicates("run").set_index("run")
+    for model in probed.models if probed else ():
+        run = about.loc[Path(model.run).name]
+        choices, odds = (
+            next(one for one in model.results if isinstance(one, kind) and "own" not in one.name)
+            for kind in (ChoiceResult, RefusalOdds)
+        )
+        low, high = (100 * end for end in choices.accuracy.interval())
+        rows.append(
+            (
+                str(run["corpus"]), str(run["seed"]), str(model.step), f"{model.forgetting['wikitext'].value:.3f}",
+                percent(choices.agreement), f"{100 * choices.accuracy.change:+.1f} ({low:+.1f} to {high:+.1f})",
+                str(odds.change),
+            )
+        )  # fmt: skip
+    return markdown(rows)
+
+
+def _spread(values: list[float]) -> str:
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def ends(runs: pd.DataFrame) -> str:
+    """Where each run trained as most ended, and what it had forgotten at the loss that all of its text reached."""
+    rows = [("learned", "retained", "rank", "loss, last", "forgotten", "at a loss of", "forgotten there")]
+    for _, own in _as_most(runs).groupby("target"):
+        for corpus in sorted(own.loc[own["role"] == "retain", "corpus"].unique(), reverse=True):
+            paths = [_path(run, corpus) for _, run in own.groupby(["r", "run"])]
+            loss = max(float(path[LOSS].min()) for path in paths)
+            for path in paths:
+                last = path.iloc[-1]
+                named = last["target"], corpus, f"{last['r']:.0f}", f"{last[LOSS]:.3f}", f"{last[KL]:.3f}"
+                rows.append((*named, f"{loss:.3f}", f"{_forgotten_at(path, loss):.3f}"))
     return markdown(rows)
 
 

@@ -15,7 +15,7 @@ from holdfast.study_figures import with_series
 from holdfast.tables import examine
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from answers import against, common, early, equal, headline, line, made, measured, others, rank, same, seeds
+from answers import against, answered, common, early, equal, headline, line, made, measured, others, rank, same, seeds
 from next_run import advised, replay, small_pilot
 from stored_study import constants, forms, read, said
 
@@ -53,7 +53,7 @@ def test_the_page_of_three_texts_says_what_its_rows_do():
     runs = with_series(archive.table(TEXTS))
     every, page = dict(measured(runs)), (TEXTS / "README.md").read_text(encoding="utf-8")
     assert headline(runs) in (TEXTS.parent.parent / "README.md").read_text(encoding="utf-8")
-    for content in (made(runs), same(runs), seeds(runs), others(runs), early(runs)):
+    for content in (made(runs), same(runs), seeds(runs), others(runs), early(runs), answered(TEXTS, runs)):
         assert content in page
     for answer in (line, rank, against, equal, common):
         assert answer(every) in page
