@@ -15,11 +15,27 @@ from holdfast.study_figures import with_series
 from holdfast.tables import examine
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from answers import against, answered, common, early, equal, headline, line, made, measured, others, rank, same, seeds
+from answers import (
+    against,
+    answered,
+    common,
+    early,
+    ends,
+    equal,
+    headline,
+    line,
+    made,
+    measured,
+    others,
+    rank,
+    same,
+    seeds,
+)
 from next_run import advised, replay, small_pilot
 from stored_study import constants, forms, read, said
 
 TEXTS = Path(__file__).parent.parent / "studies" / "smollm2-135m"
+LARGER = TEXTS.parent / "qwen2.5-coder-0.5b"
 SEEDS = Path(__file__).parent.parent / "studies" / "gsm8k-seeds"
 
 
@@ -57,6 +73,15 @@ def test_the_page_of_three_texts_says_what_its_rows_do():
         assert content in page
     for answer in (line, rank, against, equal, common):
         assert answer(every) in page
+
+
+def test_the_page_of_the_larger_model_says_what_its_rows_do():
+    runs = with_series(archive.table(LARGER))
+    page = (LARGER / "README.md").read_text(encoding="utf-8")
+    for content in (made(runs), ends(runs), early(runs)):
+        assert content in page
+    asked = {(run.adapter.r, run.target.data) for run in read_study(LARGER / "study.yaml").runs}
+    assert set(runs[["r", "target"]].itertuples(index=False, name=None)) <= asked
 
 
 def test_the_study_can_be_made_again_run_by_run(table):
