@@ -107,7 +107,6 @@ def check_pairs(
     Raises:
         ModelError: the base, or all there is to compare with it, cannot be used.
     """
-    read_files(path, adapter=False)
     findings: dict[str, tuple[Finding, ...]] = {}
     refused: dict[str, str] = {}
     for candidate in candidates:
