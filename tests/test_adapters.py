@@ -82,7 +82,7 @@ def test_adapters_that_do_not_fit_are_refused(tiny: Path, tmp_path: Path) -> Non
         adapters.load_adapter(base_of(tiny), str(tmp_path))
     with pytest.raises(ModelError, match="adapter cannot be put on llama"):
         adapters.attach_adapter(base_of(tiny), Lora(r=2, target_modules=("nowhere",)), seed=0)
-    with pytest.raises(ModelError, match=r"changes the output head at adapter.target_modules"):
+    with pytest.raises(ModelError, match="changes the output head at adapter, expected"):
         adapters.attach_adapter(base_of(tiny), Lora(r=2, target_modules=("lm_head",)), seed=0)
 
 

@@ -158,7 +158,7 @@ def attach_adapter(base: Base, adapter: Adapter, *, seed: int) -> Tuned:
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         raise ModelError(f"adapter cannot be put on {base.config.model_type}: {first_line(error)}") from error
     try:
-        _check_head_frozen(tuned, "adapter")
+        _check_head_frozen(tuned)
         for name, parameter in tuned.named_parameters():
             if parameter.requires_grad and torch.finfo(parameter.dtype).bits < 32:
                 got = str(parameter.dtype).removeprefix("torch.")
@@ -254,11 +254,11 @@ def check_unchanged(folder: Path) -> None:
             raise ModelError(f"got a file that is missing or changed since the run was finished, at {path}")
 
 
-def _check_head_frozen(tuned: Adapted, place: str) -> None:
+def _check_head_frozen(tuned: Adapted) -> None:
     """An adapter's run is measured under the base's own head: a wrapped one is an adapter's or a trained copy."""
     head = causal(tuned).get_output_embeddings()
     if type(head).__module__.startswith("peft") or head.weight.requires_grad:
-        raise ModelError(f"got an adapter that changes the output head at {place}, expected the base's own head")
+        raise ModelError("got an adapter that changes the output head at adapter, expected the base's own head")
 
 
 def merged(tuned: Adapted) -> Base | None:
