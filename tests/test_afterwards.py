@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from holdfast.behaviour import ProbeReport
 from holdfast.cli import app
 from holdfast.display import visible
 from holdfast.errors import StoreError
+from holdfast.exchange import exchanges
+from holdfast.stats import Estimate
 from holdfast.study_answers import counts
 from pages import Page, chromium, watched
 from payloads import PAYLOADS
@@ -187,6 +190,24 @@ def test_the_studys_page_has_answers_and_passages_between_its_figures_and_what_w
     without = Page(page(afterwards.Afterwards(probed=None, forgotten=(), others=())))
     assert not {"answers", "passages"} & without.grids.keys()
     assert [entry for entry in without.elements if entry[0] == "section"] != []
+
+
+def test_a_page_on_one_text_holds_answers_against_what_was_forgotten_of_that_text():
+    found = after()
+    both = [
+        replace(model, forgetting={"code": Estimate(value=2 * kl.value, stderr=kl.stderr, n=kl.n), "wikipedia": kl})
+        for model in found.probed.models
+        for kl in model.forgetting.values()
+    ]
+    found = replace(found, probed=replace(found.probed, models=tuple(both)))
+    for text, other in (("code", "wikipedia"), ("wikipedia", "code")):
+        said = page(found.on(text))
+        assert f"Forgetting on {text}, nats per token" in said
+        assert f"Forgetting on {other}, nats per token" not in said
+        assert {one.corpus for one in exchanges(found.on(text).probed)} == {text}
+    assert found.on("code").forgotten == found.forgotten
+    nothing = replace(found, probed=None)
+    assert nothing.on("code") == nothing
 
 
 def test_every_share_of_the_page_is_a_division_of_the_counts_inside_it():

@@ -256,10 +256,10 @@ def test_the_score_leaves_each_run_out_and_looks_at_nothing_after_the_cut():
     assert summary["rmse_alone"].item() == pytest.approx(np.sqrt((scores[ways] ** 2).mean()).min())
 
 
-def test_a_setting_no_finished_run_has_is_told():
+def test_a_setting_no_run_of_the_laws_has_is_told():
     table = NOISY.copy()
     table.loc[table["run"] == RUN, "learning_rate"] = 1e-3
-    assert any("learning_rate 0.001, which no finished run has" in warning for warning in of(table).warnings)
+    assert any("learning_rate 0.001, which no run of the laws has" in warning for warning in of(table).warnings)
     assert any("is used beyond" in warning for warning in of(NOISY, steps=[500]).warnings)
 
 

@@ -81,7 +81,7 @@ def test_only_the_largest_group_is_itself():
     """A group beside one that has no law is held to none, and is not called what it is not."""
     steps = sorted(LORA["step"].unique())
     few = LORA[(LORA["r"] == 8) & LORA["step"].isin([0, *steps[-3:]])]
-    largest, other = grouped(pd.concat([few.assign(method="ia3"), also(few)], ignore_index=True))
+    largest, other = grouped(pd.concat([few, also(few, method="ia3")], ignore_index=True))
     assert largest.laws is None
     assert (largest.missed, other.missed) == (None, ())
     assert set(largest.runs) == set(few["run"])

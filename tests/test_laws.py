@@ -318,18 +318,42 @@ def test_rank_and_steps_that_grow_together_cannot_be_told_apart():
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "words"),
+    ("column", "value", "own"),
     [
-        ("method", "dora", "differ in method are pooled: dora, lora"),
-        ("learning_rate", 1e-3, "differ in learning_rate are pooled: 0.001, 5e-05"),
-        ("batch_tokens", 512, "differ in batch_tokens are pooled"),
-        ("schedule", "cosine", "learning rate is not constant"),
+        ("method", "dora", "method lora"),
+        ("learning_rate", 1e-3, "learning_rate 5e-05"),
+        ("batch_tokens", 512, "batch_tokens 16384"),
+        ("adapter", '{"target_modules":"attention"}', "adapter none"),
     ],
 )
-def test_what_is_pooled_is_told(column, value, words):
-    laws = fit(changed(NOISY, NOISY["seed"] == 0, **{column: value}))
-    assert any(words in warning for warning in laws.warnings)
-    assert (laws.tokens_per_step is None) == (column == "batch_tokens")
+def test_laws_are_of_the_commonest_way_of_training_and_say_so(column, value, own):
+    """One run of another way, which forgets ten times as much: the laws are those without it."""
+    known = NOISY.assign(adapter="{}")
+    one = known["run"] == known["run"].iloc[0]
+    mixed = changed(known, one, **{column: value, "kl_base_tuned": 10 * known["kl_base_tuned"]})
+    laws, without = fit(mixed), fit(known[~one])
+    assert laws.runs == without.runs
+    assert laws.lines["kl_base_tuned"] == without.lines["kl_base_tuned"]
+    assert laws.tokens_per_step == 16384
+    said = f"1 of 18 finished runs is trained in another way and in no law (these are of {own}): choose by --only"
+    assert laws.warnings == (said,)
+    assert fit(mixed.iloc[::-1]).runs == laws.runs
+
+
+def test_of_ways_with_as_many_runs_the_laws_are_of_the_same_one_in_any_order():
+    mixed = changed(NOISY, NOISY["seed"] == 0, learning_rate=1e-3)
+    both = mixed[mixed["seed"] < 2]
+    (first,) = {fit(rows).runs for rows in (both, both.iloc[::-1])}
+    assert len(first) == 6
+    assert len({run[6:] for run in first}) == 1
+
+
+def test_what_one_way_pools_is_told():
+    laws = fit(changed(NOISY, NOISY["seed"] == 0, dtype="bfloat16"))
+    assert laws.n_runs == 18
+    assert laws.warnings == ("runs that differ in dtype are pooled: bfloat16, float32",)
+    (said,) = fit(NOISY.assign(schedule="cosine")).warnings
+    assert said.startswith("the learning rate is not constant")
 
 
 def test_a_study_is_described():

@@ -15,7 +15,6 @@ import holdfast
 from holdfast import adapters, checkpoints, files, trials
 from holdfast.config import read_study
 from holdfast.errors import ConfigError, FitError, ModelError
-from holdfast.publishing import publish
 from hostile import command
 from test_config import BODY
 from test_methods import BLOCK, ELSEWHERE, METHODS, ROWS
@@ -118,25 +117,23 @@ def test_what_tells_runs_apart_are_columns(swept: tuple[Path, pd.DataFrame]) -> 
     assert again["adapter"].tolist() == table["adapter"].tolist()
 
 
-def test_laws_are_fitted_to_a_method_at_a_time_and_say_when_methods_are_pooled(
-    swept: tuple[Path, pd.DataFrame], tmp_path: Path
+def test_laws_are_of_the_method_with_the_most_runs_and_leave_out_the_others(
+    swept: tuple[Path, pd.DataFrame],
 ) -> None:
-    laws = holdfast.fit(swept[1], skip_fraction=0)
-    assert any("runs that differ in method are pooled" in warning for warning in laws.warnings)
-    assert any("runs that differ in adapter are pooled" in warning for warning in laws.warnings)
-    assert laws.params_per_rank is None
-    with pytest.raises(FitError, match="parameters per rank differ"):
-        holdfast.plan(laws, max_forgetting=0.1)
-    page = publish(swept[0] / "runs", tmp_path, commands=[], max_forgetting=0.1, skip_fraction=0, reload_s=1).page
-    assert "Nothing is recommended: <bdi>got runs that have no rank" in page.read_text("utf-8")
+    with pytest.raises(FitError, match="got 2 points"):  # one run of each method: LoRA's, measured too seldom
+        holdfast.fit(swept[1], skip_fraction=0)
     whole = swept[1][swept[1]["method"] == "full"]
     more = [
         whole.assign(run=f"seed {seed}", kl_base_tuned=whole["kl_base_tuned"] * (1 + seed / 50)) for seed in range(3)
     ]
-    alone = holdfast.fit(pd.concat(more), skip_fraction=0)
-    assert alone.method == "full"
-    assert alone.ranks == (0,)
+    alone, mixed = (holdfast.fit(pd.concat(rows), skip_fraction=0) for rows in (more, [swept[1], *more[1:]]))
+    assert (alone.method, alone.ranks) == ("full", (0,))
     assert any("only one number of parameters was run" in warning for warning in alone.warnings)
+    assert mixed.runs == (whole["run"].iloc[0], "seed 1", "seed 2")
+    assert mixed.lines["kl_base_tuned"].parameters == alone.lines["kl_base_tuned"].parameters
+    assert any("7 of 10 finished runs are trained in another way" in warning for warning in mixed.warnings)
+    with pytest.raises(FitError, match="runs that have no rank"):
+        holdfast.plan(mixed, max_forgetting=0.1)
 
 
 def test_a_study_of_methods_has_a_page(swept: tuple[Path, pd.DataFrame], tmp_path: Path) -> None:

@@ -303,9 +303,9 @@ def test_without_an_interval_the_mean_is_used_and_told():
 
 def test_every_doubt_about_the_laws_used_comes_along_once():
     table = simulated.study(np.random.default_rng(3), ranks=(8, 32, 128), seeds=(0,))
-    table.loc[table["r"] == 8, "learning_rate"] = 1e-3
+    table.loc[table["r"] == 8, "dtype"] = "bfloat16"
     warnings = plan(fit(table), max_forgetting=0.6).warnings
-    assert any("differ in learning_rate" in warning for warning in warnings)
+    assert any("differ in dtype" in warning for warning in warnings)
     assert warnings.count("intervals rest on 3 runs only") == 1
 
 

@@ -13,16 +13,17 @@ from holdfast import files, publishing
 from holdfast.config import Optimizer, RunConfig, Target
 from holdfast.display import visible
 from holdfast.errors import DataError, ResourceError, StoreError
-from holdfast.methods import Lora
+from holdfast.methods import Full, Lora
 from holdfast.publishing import RELOAD_S, Published, keep_current, publish, publish_measurement
 from holdfast.store import Measurement, owning
 from payloads import PAYLOADS
 
 
-def made(root: Path, *, r: int, end: str = "done", points: int = 6) -> None:
+def made(root: Path, *, r: int, end: str = "done", points: int = 6, seed: int = 0, whole: bool = False) -> None:
     """A run whose target loss falls and whose forgetting rises along a line."""
     config = RunConfig(
-        model="m", dtype="float32", target=Target(data="learn"), retain=("keep",), adapter=Lora(r=r), steps=60,
+        model="m", dtype="float32", target=Target(data="learn"), retain=("keep",), steps=60,
+        adapter=Full(method="full") if whole else Lora(r=r), seed=seed,
         optimizer=Optimizer(learning_rate=1e-3), batch_size=1, context=16,
     )  # fmt: skip
     origin = {"trainable_params": 100 * r, "versions": {"torch": "2.13.0"}, "device": f"machine {r % 2}"}
@@ -47,6 +48,20 @@ def made(root: Path, *, r: int, end: str = "done", points: int = 6) -> None:
             recorder.finish({})
         elif end == "diverged":
             recorder.fail("diverged", "step 3: got loss nan")
+
+
+def test_a_page_of_runs_without_ranks_says_why_it_recommends_nothing(tmp_path: Path) -> None:
+    """Of one LoRA run and three of all weights the laws are of the three, and the page says which it leaves out."""
+    for seed in range(3):
+        made(tmp_path / "runs", r=1, seed=seed, whole=True)
+    made(tmp_path / "runs", r=4)
+    published = publish(tmp_path / "runs", tmp_path, commands=[], max_forgetting=0.1, reload_s=1)
+    assert published.laws is not None
+    assert (published.laws.method, published.laws.n_runs) == ("full", 3)
+    page = published.page.read_text("utf-8")
+    assert "Nothing is recommended: <bdi>got runs that have no rank" in page
+    assert "1 of 4 finished runs is trained in another way" in page
+    assert "and runs trained in another way, which the fit drawn does not use" in page
 
 
 def test_a_study_becomes_a_page_and_figures(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_one_run_gives_numbers_without_intervals():
     page = Page(write(one, laws.fit(one), None))
     for row in page.grid("laws") + page.grid("laws", 1):
         assert {note for value, note in row.values()} <= {
-            "", "no interval", "one number of parameters only", "ordinary least squares", "orthogonal least squares",
+            "", "no interval", "one size only", "ordinary least squares", "orthogonal least squares",
             "steps",
         }  # fmt: skip
     assert "nan" not in page.words

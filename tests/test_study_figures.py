@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from holdfast.laws import fit
 from holdfast.study_figures import charts, with_series
 from simulated import study
 
@@ -44,6 +45,26 @@ def test_ranks_of_the_usual_method_stand_alone_and_others_say_what_sets_them_apa
 def test_a_method_without_ranks_that_most_runs_have_is_called_by_its_name():
     most = pd.concat([of_method("full", name=letter * 12) for letter in "abc"], ignore_index=True)
     assert list(with_series(most)["series"].cat.categories) == ["full"]
+
+
+def test_the_fit_drawn_is_that_of_the_laws_own_runs_and_marks_of_other_ways_are_hollow():
+    laws = fit(MIXED)
+    assert set(laws.runs) == set(PLAIN["run"])
+    drawn = {name: json.loads(chart.to_json()) for name, chart in charts(MIXED, laws, None, None).items()}
+    for figure in ("loss-against-forgetting", "trajectories-forgetting"):
+        rows = [row for held in drawn[figure]["datasets"].values() for row in held]
+        solid = {row["run"] for row in rows if row.get("in_fit")}
+        assert solid == set(PLAIN["run"])
+        assert {row["run"] for row in rows if "in_fit" in row} > solid
+        curves = {row["series"] for row in rows if "low" in row and "series" in row}
+        assert curves == ({"8", "16"} if figure.startswith("traj") else set())
+    panels = [name for name in drawn if name.startswith("loss-against-forgetting-")]
+    own = [
+        {row["run"] for held in drawn[name]["datasets"].values() for row in held if row.get("in_fit")}
+        for name in panels
+    ]
+    assert {"b" * 12} in own
+    assert set(PLAIN["run"]) in own
 
 
 @pytest.mark.parametrize("figure", ["loss-against-forgetting", "trajectories-target"])

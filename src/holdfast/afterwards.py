@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -58,6 +58,16 @@ class Afterwards:
     probed: ProbeReport | None
     forgotten: tuple[Forgotten, ...]
     others: tuple[str, ...]
+
+    def on(self, corpus: str) -> Self:
+        """The same, and of what each probed model forgot that of one retained text alone."""
+        if self.probed is None:
+            return self
+        models = tuple(
+            replace(model, forgetting={name: kl for name, kl in model.forgetting.items() if name == corpus})
+            for model in self.probed.models
+        )
+        return replace(self, probed=replace(self.probed, models=models))
 
 
 def keep(report: ProbeReport | ForgettingReport) -> tuple[Path, ...]:

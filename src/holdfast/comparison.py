@@ -36,7 +36,7 @@ def beside_the_paper(points: pd.DataFrame, laws: Laws, forms: Forms) -> Compared
     `formulas.PAPER`. Each is about the middle of its own study (`Fit.reference`), which is not the same for all. None
     where one number of parameters was run, or too few points for six constants.
 
-    `points` are those the laws were fitted to.
+    Of `points`, those of the laws' own runs.
 
     Source: Kalajdzievski 2024, arXiv 2401.05605, table 1.
     """
@@ -44,7 +44,7 @@ def beside_the_paper(points: pd.DataFrame, laws: Laws, forms: Forms) -> Compared
     if learned is None:
         return None
     theirs = {name: published(name) for name in PUBLISHED}
-    ours = {"target_nll": learned, HARD: fit_law(PAPER, points, HARD, huber=HUBER)}
+    ours = {"target_nll": learned, HARD: fit_law(PAPER, points[points["run"].isin(laws.runs)], HARD, huber=HUBER)}
     return Compared(
         joint={
             quantity: {"this study": fit} | {name: law.joint[quantity] for name, law in theirs.items()}

@@ -187,7 +187,7 @@ def possible_runs(laws: Laws, table: pd.DataFrame) -> tuple[Candidate, ...]:
     Raises:
         FitError: parameters per rank or tokens per step differ between runs.
     """
-    done = table[(table["state"] == "done") & (table["step"] > 0)]
+    done = table[table["run"].isin(laws.runs) & (table["step"] > 0)]
     runs = done.groupby("run")["total_steps"].first().astype(int)
     first, count = int(done["step"].min()), int(done.groupby("run")["step"].nunique().max())
     lengths = sorted({*runs.tolist(), *map(round, _lengths(runs.min(), REACH * runs.max()))})
@@ -199,7 +199,7 @@ def possible_runs(laws: Laws, table: pd.DataFrame) -> tuple[Candidate, ...]:
 
     offers = [_candidate(laws, r, steps, measured(steps), run=None, had=0) for r in ranks for steps in lengths]
     for run, rows in table[table["state"] == "in progress"].groupby("run"):
-        if foreign(table, str(run)):
+        if foreign(laws, table, str(run)):
             continue
         r, steps, had = int(rows["r"].iloc[0]), int(rows["total_steps"].iloc[0]), int(rows["step"].fillna(0).max())
         if had < steps:
@@ -233,7 +233,8 @@ class _State:
 
 def _state(laws: Laws, table: pd.DataFrame, at: Place) -> _State:
     law, per_rank = laws.joint[measure_of_forgetting(laws)], _known(laws.params_per_rank, "parameters per rank")
-    have = points(table, corpus=laws.corpus, skip_fraction=laws.skip_fraction)
+    own = table[table["run"].isin(laws.runs)]
+    have = points(own, corpus=laws.corpus, skip_fraction=laws.skip_fraction)
     low, high = law.predict(trainable_params=at[0] * per_rank, steps=at[1]).interval(LEVEL)
     scatter, width, doubts = run_scatter(law, have), float(high - low), []
     if math.isnan(scatter.level):

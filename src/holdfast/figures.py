@@ -71,8 +71,8 @@ def loss_against_forgetting(points: pd.DataFrame, laws: Laws | None, quantity: s
 def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_base_tuned") -> Chart:
     """A quantity along the steps of every run, with a fitted curve per rank: the paper's Figure 3.
 
-    Nats per token against update steps. The curves are the joint law in trainable parameters and steps, over the
-    fitted steps only, each in its 90 % band, clustered by run. Marks as in `loss_against_forgetting`.
+    Nats per token against update steps. The curves are the joint law in trainable parameters and steps, for its own
+    runs and over the fitted steps only, each in its 90 % band, clustered by run. Marks as in `loss_against_forgetting`.
 
     Source: Kalajdzievski 2024, arXiv 2401.05605, figure 3.
 
@@ -87,11 +87,12 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
         return styled([marks], title=title)
     steps = np.linspace(*fit.domain["steps"], CURVE_POINTS)
     points = ranked(points)
+    own = points[points["in_fit"]] if "in_fit" in points else points
     curves = [
         _curve(fit, {"trainable_params": np.full_like(steps, params), "steps": steps}, quantity=quantity).assign(
             series=name
         )
-        for name, params in sorted(set(zip(points["series"], points["trainable_params"], strict=True)))
+        for name, params in sorted(set(zip(own["series"], own["trainable_params"], strict=True)))
     ]
     curve = pd.concat(curves)
     # A wide interval would flatten the marks, so a band is cut where the measurements end, with some room.

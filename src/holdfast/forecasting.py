@@ -149,7 +149,7 @@ def forecast(
     if wanted.ndim != 1 or not len(wanted) or (wanted <= last).any():
         raise ConfigError(f"got steps {wanted.tolist()}, expected some after {last}, the last measured, at run {run}")
     law = laws.joint[quantity]
-    finished = points(table, corpus=laws.corpus, skip_fraction=laws.skip_fraction)
+    finished = points(table[table["run"].isin(laws.runs)], corpus=laws.corpus, skip_fraction=laws.skip_fraction)
     own = measured[~measured["skipped"]]
     scatter = run_scatter(law, finished)
     params = int(measured["trainable_params"].iloc[0])
@@ -161,7 +161,7 @@ def forecast(
         run=run, quantity=quantity, corpus=laws.target if quantity == "target_nll" else laws.corpus, steps=wanted,
         prediction=prediction, law=law.predict(trainable_params=params, steps=wanted),
         alone=line_alone(own, quantity, wanted), n_points=len(own), last_step=last, n_runs=law.n_runs,
-        warnings=tuple(dict.fromkeys(_doubts(table, run, prediction, law))),
+        warnings=tuple(dict.fromkeys(_doubts(laws, table, run, prediction, law))),
     )  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def run_points(laws: Laws, table: pd.DataFrame, run: str) -> pd.DataFrame:
     if state != "in progress":
         known = ", ".join(sorted(set(table.loc[table["state"] == "in progress", "run"]))) or "none"
         raise ConfigError(f"got run {run!r} ({state}), expected one in progress ({known}), at the forecast")
-    if other := {"model", "target"}.intersection(foreign(table, run)):
+    if other := {"model", "target"}.intersection(foreign(laws, table, run)):
         raise ConfigError(f"got run {run!r}, whose {' and '.join(sorted(other))} no finished run has, at the forecast")
     measured = points(rows.assign(state="done"), corpus=laws.corpus, skip_fraction=0.0)
     return measured.assign(skipped=measured["steps"] <= laws.skip_fraction * float(rows["total_steps"].iloc[0]))
@@ -264,7 +264,7 @@ def score_forecasts(
     if not 0 < after < 1:
         raise ConfigError(f"got after {after}, expected a share between 0 and 1, at the score of forecasts")
     rows: list[dict[str, Any]] = []
-    done = table[table["state"] == "done"]
+    done = table[table["run"].isin(fit(table, corpus=corpus, skip_fraction=skip_fraction).runs)]
     for run, whole in done.groupby("run"):
         hidden = done[(done["run"] != run) | (done["step"] <= after * done["total_steps"])]
         hidden = hidden.assign(state=hidden["state"].where(hidden["run"] != run, "in progress"))
@@ -342,12 +342,12 @@ def _conditioned(
     )  # fmt: skip
 
 
-def _doubts(table: pd.DataFrame, run: str, prediction: Prediction, law: Fit) -> list[str]:
+def _doubts(laws: Laws, table: pd.DataFrame, run: str, prediction: Prediction, law: Fit) -> list[str]:
     """What a reader of the forecast must know."""
     own = table[table["run"] == run].iloc[0]
     doubts = [
-        f"run {run} has {column} {own[column]}, which no finished run has: the law may not hold for it"
-        for column in foreign(table, run)
+        f"run {run} has {column} {own[column]}, which no run of the laws has: the law may not hold for it"
+        for column in foreign(laws, table, run)
     ]
     if np.isnan(prediction.stderr).any():
         doubts.append(f"no interval: {law.n_runs} finished runs do not tell how runs differ about this law")

@@ -5,6 +5,7 @@ seen that part. It shows what the choice costs, and what a reader of papers may 
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +55,7 @@ class FormScore:
     rmse: float
     """In sample."""
     errors: dict[str, float]
-    """Root mean square error of each part held out; methods pooled, learning rates too. Missing where it could not be
+    """Root mean square error of each part held out; methods as one, learning rates too. Missing where it could not be
     fitted to the rest."""
 
 
@@ -114,11 +115,14 @@ class Forms:
         return as_dict(self)
 
 
-def compare_forms(points: pd.DataFrame, measure: str = "kl_base_tuned", *, level: float = LEVEL) -> Forms:
+def compare_forms(
+    points: pd.DataFrame, measure: str = "kl_base_tuned", *, runs: Collection[str] | None = None, level: float = LEVEL
+) -> Forms:
     """Every form of the target loss and of a measure of forgetting, on a table of `laws.points`.
 
     Held out is what `validation.validate` holds out, and each form is fitted to each training part anew. A form with as
-    many constants as there are points is left out.
+    many constants as there are points is left out. The forms are fitted to `runs`, those of the laws (`Laws.runs`), and
+    held to the others; None is all.
 
     Raises:
         ConfigError: `level` is not between 0 and 1.
@@ -126,8 +130,11 @@ def compare_forms(points: pd.DataFrame, measure: str = "kl_base_tuned", *, level
     """
     check_level(level)
     measured = points.sort_values(["run", "steps"]).reset_index(drop=True)
-    fits = fit_forms(measured, measure)
-    held_out, skipped = judge(measured, lambda held: _named(_fitted(measured[~held], measure, QUICK)), level=level)
+    of = set(measured["run"]) if runs is None else runs
+    fits = fit_forms(measured[measured["run"].isin(of)], measure)
+    held_out, skipped = judge(
+        measured, lambda hidden: _named(_fitted(measured[~hidden], measure, QUICK)), runs=of, level=level
+    )
     return Forms(
         fits=fits,
         validation=Validation(

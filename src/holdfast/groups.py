@@ -6,10 +6,8 @@ the question whether those of the largest group hold for the others (the paper's
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,15 +17,12 @@ import pandas as pd
 
 from holdfast.errors import FitError
 from holdfast.formulas import LINE
-from holdfast.laws import POOLED, SKIP_FRACTION, Fit, Laws, fit, fit_law, points
+from holdfast.laws import SKIP_FRACTION, WAYS, Fit, Laws, by_size, fit, fit_law, points, ways
 from holdfast.points import retained_texts
 from holdfast.stats import Estimate, as_dict
 
 QUANTITY = "kl_base_tuned"
 """The measure of forgetting that groups are compared by."""
-
-WAYS = tuple(column for column in POOLED if column != "dtype")
-"""Columns that a way of training is told by; precision is a matter of the machine."""
 
 NONE = ("", "nan", "None", "{}")
 """What a setting is called that a way of training does not have."""
@@ -58,6 +53,8 @@ class Group:
     corpus: str
     settings: dict[str, str]
     """In which groups of the study differ, by column; the target is one where there are several, so is the text."""
+    name: str
+    """What sets it apart, in words: of the largest group of its target all that groups differ in, of another how."""
     runs: tuple[str, ...]
     n_points: int
     price: Estimate
@@ -73,11 +70,6 @@ class Group:
         """How many there are."""
         return len(self.runs)
 
-    @property
-    def name(self) -> str:
-        """What sets it apart, in words."""
-        return ", ".join(itertools.starmap(_in_words, self.settings.items())) or "all runs"
-
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold, at full precision; nan becomes None."""
         return as_dict(self)
@@ -88,9 +80,8 @@ def grouped(
 ) -> tuple[Group, ...]:
     """The finished runs of a table by target, retained text and way of training, the largest group of each first.
 
-    Of every retained text, unless `corpus` names one. Ranks, seeds, layers and lengths differ within a group. An alpha
-    that goes with the rank is one way of scaling, and numbers inside a PEFT config that change how many parameters are
-    trained are its size, not another way.
+    Of every retained text, unless `corpus` names one. Ranks, seeds, layers and lengths differ within a group; see
+    `laws.ways`.
 
     Raises:
         ConfigError: as `points`.
@@ -102,31 +93,29 @@ def grouped(
             members += _ways(part, retained, skip_fraction)
     columns = ("target", "corpus", *WAYS)
     differing = [column for column in columns if len({each.settings[column] for each in members}) > 1]
-    return tuple(
-        replace(each, settings={name: each.settings[name] for name in differing if each.settings[name] not in NONE})
-        for each in members
-    )
+    named, usual = [], dict[str, str]()
+    for each in members:
+        own = {column: each.settings[column] for column in differing if each.settings[column] not in NONE}
+        named.append(replace(each, settings=own, name=_name(own, {} if each.missed is None else usual)))
+        if each.missed is None:
+            usual = {column: value for column, value in own.items() if column in WAYS}
+    return tuple(named)
 
 
 def _ways(part: pd.DataFrame, corpus: str, skip_fraction: float) -> list[Group]:
-    """The groups of one model, target and retained text."""
-    ways = part.assign(way=_way(part)).groupby("way", sort=True)
-    sizes = sorted(((-rows["run"].nunique(), str(way)) for way, rows in ways))
+    """The groups of one model, target and retained text, of runs that have points there, as `laws.fit` counts them."""
+    try:
+        measured = points(part, corpus=corpus, skip_fraction=skip_fraction)
+    except FitError:
+        return []
+    runs = part[part["run"].isin(measured["run"])].drop_duplicates("run").set_index("run")
+    way = ways(runs)
     found: list[Group] = []
-    for _, way in sizes:
-        made = _group(ways.get_group(way).drop(columns="way"), corpus, skip_fraction, found[0] if found else None)
+    for each in by_size(way):
+        rows = part[part["run"].isin(way.index[way == each])]
+        made = _group(rows, corpus, skip_fraction, found[0] if found else None)
         found += [] if made is None else [made]
     return found
-
-
-def _way(part: pd.DataFrame) -> pd.Series[Any]:
-    """A key of each row: alike for runs that one law may describe."""
-    known = pd.DataFrame({column: part[column].map(str) for column in WAYS if column in part})
-    if "adapter" in known:
-        known["adapter"] = known["adapter"].map(lambda held: re.sub(r"(?<=:)-?[\d.]+(?:e-?\d+)?", "#", held))
-    if "lora_alpha" in known and part.groupby("r")["lora_alpha"].nunique().max() == 1:
-        known["lora_alpha"] = "goes with r" if part["lora_alpha"].nunique() > 1 else known["lora_alpha"]
-    return known.agg(" | ".join, axis="columns")
 
 
 def _group(rows: pd.DataFrame, corpus: str, skip_fraction: float, largest: Group | None) -> Group | None:
@@ -144,6 +133,7 @@ def _group(rows: pd.DataFrame, corpus: str, skip_fraction: float, largest: Group
         target=target,
         corpus=corpus,
         settings={"target": target, "corpus": corpus} | {column: _value(rows, column) for column in WAYS},
+        name="",
         runs=tuple(sorted(set(measured["run"]))),
         n_points=len(measured),
         price=line.parameters["slope"],
@@ -153,11 +143,17 @@ def _group(rows: pd.DataFrame, corpus: str, skip_fraction: float, largest: Group
     )
 
 
-def _in_words(column: str, value: str) -> str:
-    if column != "adapter" or not value.startswith("{"):
-        return f"{WORDS.get(column, column)} {value}"
-    settings = json.loads(value).items()
-    return ", ".join(f"{key} {' '.join(held) if isinstance(held, list) else held}" for key, held in settings)
+def _name(settings: Mapping[str, str], usual: Mapping[str, str]) -> str:
+    """The settings that are not the usual ones, in words; of an adapter's config each part by itself."""
+    words = []
+    for column, value in settings.items():
+        if column == "adapter" and value.startswith("{"):
+            known = json.loads(usual.get(column, "{}").replace("varies", "{}"))
+            parts = {key: held for key, held in json.loads(value).items() if held != known.get(key)}
+            words += [f"{key} {' '.join(held) if isinstance(held, list) else held}" for key, held in parts.items()]
+        elif value != usual.get(column):
+            words.append(f"{WORDS.get(column, column)} {value}")
+    return ", ".join(words) or "all runs"
 
 
 def _value(rows: pd.DataFrame, column: str) -> str:

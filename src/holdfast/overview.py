@@ -15,7 +15,7 @@ from holdfast.archive import FILE, read_runs, write_archive
 from holdfast.display import visible
 from holdfast.errors import FitError
 from holdfast.groups import QUANTITY, Group, grouped
-from holdfast.laws import points
+from holdfast.laws import commonest, points
 from holdfast.page import figure_entries, render, rows_file
 from holdfast.publishing import Published, common_facts, page_title
 from holdfast.reporting import LEVEL, groups_grid
@@ -70,8 +70,7 @@ def overview(
     first: dict[tuple[str, str], Group] = {}
     for group in groups:
         first.setdefault((group.target, group.corpus), group)
-    fitted = {run for group in first.values() for run in group.runs}
-    drawn = panels(table, {of: group.laws for of, group in first.items()}, fitted=fitted, corpus=corpus)
+    drawn = panels(table, {of: group.laws for of, group in first.items()}, corpus=corpus)
     targets, texts = (list(dict.fromkeys(names)) for names in zip(*first, strict=True)) if first else ([], [])
     return render(
         "overview.html.j2",
@@ -134,12 +133,12 @@ def _tenth(group: Group) -> str:
 
 
 def _same_price(table: pd.DataFrame, corpus: str, skip_fraction: float, *, alone: bool) -> str:
-    """Whether the targets have one price in forgetting on a text, tested over the runs of each."""
+    """Whether the targets have one price in forgetting on a text, tested over the runs of each that laws are of."""
     done = table[table["state"] == "done"]
     parts = []
     for _, part in done.groupby("target"):
         try:
-            parts.append(points(part, corpus=corpus, skip_fraction=skip_fraction))
+            parts.append(points(commonest(part), corpus=corpus, skip_fraction=skip_fraction))
         except FitError:
             continue
     where = "" if alone else f"On {visible(corpus)}: "

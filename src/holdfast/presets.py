@@ -139,6 +139,7 @@ def published(name: str) -> Laws:
         base_params=float(BASE_PARAMS),
         skip_fraction=SKIP_FRACTION,
         n_runs=len(RANKS),
+        runs=(),
         warnings=_warnings(law),
     )  # fmt: skip
 

@@ -90,10 +90,11 @@ def publish(
         except FitError as error:
             why_no_plan = str(error)
     corpus = corpus if laws is None else laws.corpus
+    after = after if corpus is None else after.on(corpus)
     validation = None if laws is None else validate(table, corpus=corpus, skip_fraction=skip_fraction)
     done = laws is not None and reload_s is None
     used = points(table, corpus=corpus, skip_fraction=skip_fraction) if done else None
-    forms = None if used is None else compare_forms(used)
+    forms = None if used is None or laws is None else compare_forms(used, runs=laws.runs)
     compared = beside_the_paper(used, laws, forms) if laws and forms and used is not None else None
     page = report(
         table,

@@ -64,6 +64,7 @@ def report(
     arguments give the same page, byte for byte.
     """
     probed = None if after is None else after.probed
+    done = table.loc[table["state"] == "done", "run"]
     try:
         drawn, why_no_figures = charts(table, laws, plan, validation, probed, corpus=corpus), None
     except FitError as error:
@@ -83,7 +84,7 @@ def report(
             "headline": unbroken(_headline(table, laws)),
             "price": None if laws is None else unbroken(price_in_words(laws)),
             "why_no_laws": None if laws else why_no_laws or "No reason was given.",
-            "laws": None if laws is None else _laws(laws),
+            "laws": None if laws is None else _laws(laws, others=not done.isin(laws.runs).all()),
             "plan": None if plan is None else _plan(plan),
             "why_no_plan": why_no_plan,
             "held_out": None if validation is None else _held_out(validation),
@@ -99,7 +100,7 @@ def report(
             "series": list(with_series(table)["series"].cat.categories) if drawn else [],
             "runs": runs_grid(table),
             "unfinished": unfinished_grid(table),
-            "finished": table.loc[table["state"] == "done", "run"].nunique(),
+            "finished": done.nunique(),
             "rows": rows_file(table.sort_values(["run", "step", "role", "corpus"])),
         },
     )
@@ -166,8 +167,8 @@ def _forms(forms: Forms) -> Grid:
     return Grid("Every form, held to the same parts", heads(columns, texts=2), rows)
 
 
-def _laws(laws: Laws) -> dict[str, Any]:
-    """Everything the page says of the laws."""
+def _laws(laws: Laws, *, others: bool) -> dict[str, Any]:
+    """Everything the page says of the laws; `others` is whether there are finished runs that they are not of."""
     fits = (*laws.lines.values(), *laws.orthogonal.values(), *laws.joint.values())
     line = laws.lines["kl_base_tuned"]
     return {
@@ -177,6 +178,7 @@ def _laws(laws: Laws) -> dict[str, Any]:
         "method": laws.method,
         "ranks": ", ".join(str(r) for r in laws.ranks if r),
         "n_runs": laws.n_runs,
+        "others": others,
         "n_points": line.n_points,
         "left_out": f"{100 * laws.skip_fraction:.2g} %",
         "prices": {name: _parameter(fit, "slope") for name, fit in laws.lines.items()},
@@ -299,7 +301,7 @@ def _published_or_ours(fit: Fit, name: str) -> Cell:
 def _parameter(fit: Fit, name: str) -> Cell:
     """A parameter with its interval; no number where the data do not tell it from others that fit as well."""
     if name not in fit.parameters:
-        return Cell("–", "one number of parameters only")
+        return Cell("–", "one size only")
     estimate = fit.parameters[name]
     if math.isfinite(estimate.stderr):
         return Cell(rounded(estimate.value, estimate.stderr), interval(*estimate.interval(LEVEL), estimate.stderr))

@@ -1,9 +1,8 @@
-"""Which figures a study has: the paper's own, one panel per text and method, and what was held out."""
+"""Which figures a study has: the paper's own, one panel per method, and what was held out."""
 
 import json
 import math
-from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from holdfast.behaviour import ProbeReport
 from holdfast.display import visible
 from holdfast.errors import FitError
 from holdfast.figures import TICKS, UNIT, Chart, inline, loss_against_forgetting, styled, trajectories
-from holdfast.laws import LINE, Laws, fit_law, points
+from holdfast.laws import LINE, Laws, commonest, fit_law, points
 from holdfast.legends import LIGHT, by_series, categories, isolated, isolating, seen, series_title
 from holdfast.plan_figures import frontier_figure, held_out_figure
 from holdfast.planning import Plan
@@ -36,7 +35,7 @@ CAPTIONS = {
         "One mark per measurement; learning runs to the left. The paper's Figure 2: if all ranks share one line, the "
         "price does not depend on rank. A band is the line's 90 % interval."
     ),
-    "panel": "The same for one text and method, with a line of its own.",
+    "panel": "One mark per measurement. The line is of the filled marks: runs trained as most of these are.",
     "trajectories-target": "The paper's Figure 3, for what is learned: the joint law and its 90 % bands.",
     "trajectories-forgetting": "The paper's Figure 3, for what is forgotten: the joint law and its 90 % bands.",
     "by-text": "What each run had forgotten of each retained text at its last step, with 95 % intervals by document.",
@@ -85,12 +84,9 @@ def charts(
 
 
 def panels(
-    table: pd.DataFrame, laws: Mapping[tuple[str, str], Laws | None], *, fitted: Set[str], corpus: str | None
+    table: pd.DataFrame, laws: Mapping[tuple[str, str], Laws | None], *, corpus: str | None
 ) -> dict[str, Chart]:  # fmt: skip
-    """Forgetting against loss for each target and retained text, with the line of `laws`; nothing without points.
-
-    The laws are of the runs `fitted`, of all that there are.
-    """
+    """Forgetting against loss for each target and retained text, with the line of `laws`; nothing without points."""
     drawn: dict[str, Chart] = {}
     for _, part in with_series(table).groupby("target"):
         for retained in [corpus] if corpus else retained_texts(part):
@@ -102,7 +98,6 @@ def panels(
             known = laws.get((target, retained))
             if known is not None:
                 shown = _shown(part, known, retained)
-                shown["in_fit"] &= shown["run"].isin(fitted)
             chart = loss_against_forgetting(shown, known)
             drawn[f"{MAIN}-{len(drawn) + 1}"] = _named(chart, f"{visible(target)}, {visible(retained)}")
     return drawn
@@ -123,7 +118,8 @@ def with_series(table: pd.DataFrame) -> pd.DataFrame:
     runs = table[table["state"] == "done"].drop_duplicates("run")
     adapters = runs["adapter"].fillna("{}") if "adapter" in runs else ["{}"] * len(runs)
     ways = list(zip(runs["method"], adapters, strict=True))
-    main = Counter(ways).most_common(1)[0][0] if ways else ("", "{}")
+    most = set(commonest(runs)["run"]) if ways else ()
+    main = next((way for run, way in zip(runs["run"], ways, strict=True) if run in most), ("", "{}"))
     names = {row["run"]: _series(row, way, main) for row, way in zip(runs.to_dict("records"), ways, strict=True)}
     return table.assign(series=table["run"].map(names).astype(categories(names.values())))
 
@@ -209,7 +205,7 @@ def _shown(table: pd.DataFrame, laws: Laws | None, corpus: str | None = None) ->
     shown = points(table, corpus=corpus, skip_fraction=0)
     if laws is not None:
         used = points(table, corpus=corpus, skip_fraction=laws.skip_fraction).set_index(["run", "steps"]).index
-        shown["in_fit"] = shown.set_index(["run", "steps"]).index.isin(used)
+        shown["in_fit"] = shown.set_index(["run", "steps"]).index.isin(used) & shown["run"].isin(laws.runs)
     retained = (table["role"] == "retain") & (table["corpus"] == shown["corpus"].iloc[0])
     for quantity, rows in (("target_nll", table["role"] == "target"), ("kl_base_tuned", retained)):
         counted = table.loc[rows, ["run", "step", "documents"]].set_axis(
@@ -223,21 +219,22 @@ def _shown(table: pd.DataFrame, laws: Laws | None, corpus: str | None = None) ->
 
 
 def _panels(table: pd.DataFrame, laws: Laws | None) -> dict[str, Chart]:
-    """Forgetting against loss for each retained text and method by itself, where there are several; named by number."""
+    """Forgetting against loss for each method by itself, where there are several; named by number."""
     if laws is None:
         return {}
-    done = table[(table["state"] == "done") & (table["role"] == "retain")]
-    which = sorted(set(zip(done["corpus"], done["method"], strict=True)))
+    done = table[table["state"] == "done"]
+    methods = sorted(set(done["method"]))
     drawn: dict[str, Chart] = {}
-    for corpus, method in which if len(which) > 1 else ():
-        part = table[table["method"] == method]
+    for method in methods if len(methods) > 1 else ():
+        part = done[done["method"] == method]
         try:
-            used = points(part, corpus=corpus, skip_fraction=laws.skip_fraction)
+            used = points(commonest(part), corpus=laws.corpus, skip_fraction=laws.skip_fraction)
             own = {"kl_base_tuned": fit_law(LINE, used, "kl_base_tuned", huber=math.inf)}
         except FitError:  # too few points for a line: the marks stand alone
             own = {}
-        chart = loss_against_forgetting(_shown(part, laws, corpus), replace(laws, lines=own))
-        drawn[f"{MAIN}-{len(drawn) + 1}"] = _named(chart, f"{visible(corpus)}, {visible(method)}")
+        of = replace(laws, lines=own, runs=tuple(used["run"].unique()) if own else ())
+        chart = loss_against_forgetting(_shown(part, of), of)
+        drawn[f"{MAIN}-{len(drawn) + 1}"] = _named(chart, visible(method))
     return drawn
 
 

@@ -22,7 +22,7 @@ from holdfast.stats import as_dict
 from holdfast.validation import Validation, validate
 
 COMPARED = ("r", "learning_rate", "method")
-"""Columns across which the price of learning is tested to be one."""
+"""Columns across which the price of learning is tested to be one: ranks of the laws' own runs, else all runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +60,15 @@ def examine(
     """
     fitted = fit(table, corpus=corpus, skip_fraction=skip_fraction)
     measured = points(table, corpus=corpus, skip_fraction=skip_fraction)
+    used = measured[measured["run"].isin(fitted.runs)]
     return Examined(
         laws=fitted,
         validation=validate(table, corpus=corpus, skip_fraction=skip_fraction),
-        prices=prices(measured, quantity),
-        tests=tuple(slope_equality(_that_have(column, measured), quantity, by=column) for column in COMPARED),
-        forms=compare_forms(measured, quantity),
+        prices=prices(used, quantity),
+        tests=tuple(slope_equality(used if column == "r" else measured, quantity, by=column) for column in COMPARED),
+        forms=compare_forms(measured, quantity, runs=fitted.runs),
         groups=grouped(table, corpus=corpus, skip_fraction=skip_fraction),
     )
-
-
-def _that_have(column: str, measured: pd.DataFrame) -> pd.DataFrame:
-    """Points of runs that have a rank, where prices are compared by it and some have one; else all."""
-    ranked = measured[measured["r"] > 0]
-    return ranked if column == "r" and len(ranked) else measured
 
 
 def fit_table(

@@ -6,7 +6,7 @@ done as well.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -184,9 +184,9 @@ def validate(
 ) -> Validation:
     """Fit the laws of a study to a part of it, as `laws.fit` does, and hold them to the rest.
 
-    Held out are, each by itself: all runs of the largest rank; the last 30 % of the steps of every run; and, where
-    there are several, every method and every learning rate in turn. The joint laws see P and N of a held-out point,
-    the line its target loss. Which form a law takes is chosen anew on each training part, which alone is passed on to
+    Held out are, each by itself: all runs of the largest rank; the last 30 % of the steps of every run; and the runs of
+    every method and learning rate that the laws are not of. The joint laws see P and N of a held-out point, the line
+    its target loss. Which form a law takes is chosen anew on each training part, which alone is passed on to
     `laws.fit`: no held-out value can reach a fit. The two baselines are fitted to the same training part.
 
     What cannot be held out (one rank only, or too little left to fit) is in `skipped`, with the reason.
@@ -199,11 +199,11 @@ def validate(
     measured = points(table, corpus=corpus, skip_fraction=skip_fraction)
     whole = fit(table, corpus=corpus, skip_fraction=skip_fraction)
 
-    def fitted(held: Mask) -> list[tuple[str, Fit]]:
-        part = _without(table, measured, held)
+    def fitted(hidden: Mask) -> list[tuple[str, Fit]]:
+        part = _without(table, measured, hidden)
         return _each(fit(part, corpus=whole.corpus, skip_fraction=skip_fraction))
 
-    held_out, skipped = judge(measured, fitted, level=level)
+    held_out, skipped = judge(measured, fitted, runs=whole.runs, level=level)
     return Validation(
         corpus=whole.corpus,
         target=whole.target,
@@ -220,10 +220,13 @@ class _Split(NamedTuple):
     """Of the rows of the points."""
 
 
-def _splits(points: pd.DataFrame) -> tuple[list[_Split], list[Skipped]]:
-    """What can be held out of these points, from how they were run alone, never from what was measured."""
+def _splits(points: pd.DataFrame, own: Mask) -> tuple[list[_Split], list[Skipped]]:
+    """What can be held out of these points, from how they were run alone, never from what was measured.
+
+    `own` are the points of the runs that the laws are of: rank and steps are held out of them, other ways of the rest.
+    """
     splits, skipped = [], []
-    ranks = points["r"].to_numpy()
+    ranks = np.where(own, points["r"].to_numpy(), points.loc[own, "r"].min())
     if ranks.min() == ranks.max():
         skipped.append(
             Skipped(
@@ -232,36 +235,41 @@ def _splits(points: pd.DataFrame) -> tuple[list[_Split], list[Skipped]]:
             )
         )
     else:
-        splits.append(_Split(f"largest rank (r = {ranks.max()})", ranks == ranks.max()))
+        splits.append(_Split(f"largest rank (r = {ranks.max()})", own & (ranks == ranks.max())))
     steps = points["steps"].to_numpy()
     ends = points.groupby("run")["steps"].transform("max").to_numpy()
-    splits.append(_Split(f"last {LAST:.0%} of steps".replace("%", " %"), steps > (1 - LAST) * ends))
+    splits.append(_Split(f"last {LAST:.0%} of steps".replace("%", " %"), own & (steps > (1 - LAST) * ends)))
     for column, word in LEFT_OUT.items():
         values = points[column].to_numpy()
         levels = sorted(set(values.tolist()))
         if len(levels) < 2:
             skipped.append(Skipped(split=f"a {word}", reason=f"all runs have {word} {_named(levels[0])}"))
-        else:
-            splits += [_Split(f"{word} {_named(level)}", values == level) for level in levels]
+            continue
+        splits += [_Split(f"{word} {_named(each)}", values == each) for each in levels if (values[own] != each).any()]
     return splits, skipped
 
 
 def judge(
-    points: pd.DataFrame, fitted: Callable[[Mask], Iterable[tuple[str, Fit]]], *, level: float
+    points: pd.DataFrame, fitted: Callable[[Mask], Iterable[tuple[str, Fit]]], *, runs: Collection[str], level: float
 ) -> tuple[tuple[HeldOut, ...], tuple[Skipped, ...]]:
-    """Every split, its training part fitted by `fitted`, which is told what not to look at and names each law."""
-    splits, skipped = _splits(points)
+    """Every split of the points, the rest of those of `runs` fitted by `fitted`.
+
+    It is told which points not to look at, and names each law.
+    """
+    own = points["run"].isin(runs).to_numpy()
+    splits, skipped = _splits(points, own)
     held_out: list[HeldOut] = []
     for split, held in splits:
-        if held.all():
+        training = own & ~held
+        if not training.any():
             skipped.append(Skipped(split=split, reason="nothing would be left to fit"))
             continue
         try:
-            fits = list(fitted(held))
+            fits = list(fitted(~training))
         except FitError as error:
             skipped.append(Skipped(split=split, reason=f"what is left cannot be fitted: {error}"))
             continue
-        held_out += [_score(split, name, law, points[~held], points[held], level=level) for name, law in fits]
+        held_out += [_score(split, name, law, points[training], points[held], level=level) for name, law in fits]
     return tuple(held_out), tuple(skipped)
 
 
