@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -97,6 +98,24 @@ def test_there_is_a_curve_for_each_rank_over_the_fitted_steps(points, fitted):
     for row in curve[::17]:
         prediction = fit.predict(trainable_params=row["trainable_params"], steps=row["steps"])
         assert row["kl_base_tuned"] == pytest.approx(prediction.mean, rel=1e-12)
+
+
+@pytest.mark.parametrize("figure", [line, forgotten])
+def test_no_band_of_forgetting_is_drawn_below_nothing(figure, points, fitted):
+    """The line of a KL that begins at 0 leads below it, and so does its interval."""
+    least = points.loc[points["in_fit"], "kl_base_tuned"].min()
+    small = points.assign(kl_base_tuned=(points["kl_base_tuned"] - least).abs())
+    used = small[small["in_fit"]]
+    law = laws.fit_law(laws.LINE, used, "kl_base_tuned", huber=math.inf)
+    joint = laws.fit_law(laws.MULTIPLICATIVE, used, "kl_base_tuned")
+    both = replace(fitted, lines={"kl_base_tuned": law}, joint=fitted.joint | {"kl_base_tuned": joint})
+    assert law.predict(target_nll=used["target_nll"].max()).interval(0.9)[0] < 0
+    spec = figures.specification(figure(small, both))
+    for kind in ("line", "area"):
+        assert (
+            min(row[name] for row in values(spec, kind) for name in ("kl_base_tuned", "low", "high") if name in row)
+            >= 0
+        )
 
 
 def test_the_tooltip_says_the_value_with_its_error(points, fitted):

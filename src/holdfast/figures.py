@@ -98,7 +98,7 @@ def trajectories(points: pd.DataFrame, laws: Laws | None, quantity: str = "kl_ba
     # A wide interval would flatten the marks, so a band is cut where the measurements end, with some room.
     lowest, highest = points[quantity].min(), points[quantity].max()
     room = 0.2 * (highest - lowest)
-    curve[["low", "high"]] = curve[["low", "high"]].clip(lowest - room, highest + room)
+    curve[["low", "high"]] = curve[["low", "high"]].clip(max(lowest - room, 0.0), highest + room)
     fitted = inline(curve.to_dict("records"))
     x, y, (stroke, fill, _) = alt.X("steps:Q"), alt.Y(f"{quantity}:Q"), by_series(points["series"])
     band = fitted.mark_area().encode(
@@ -234,10 +234,11 @@ def _measurement(row: Mapping[Any, Any], quantities: Iterable[str]) -> dict[str,
 
 
 def _curve(fit: Fit, inputs: dict[str, np.ndarray], *, quantity: str) -> pd.DataFrame:
-    """A law and its interval along some inputs."""
+    """A law and its interval along some inputs, of a loss or a KL, which are never below 0."""
     prediction = fit.predict(**inputs)
     low, high = prediction.interval(LEVEL)
-    return pd.DataFrame({**inputs, quantity: prediction.mean, "low": low, "high": high})
+    drawn = {quantity: prediction.mean, "low": low, "high": high}
+    return pd.DataFrame({**inputs, **{name: np.maximum(values, 0.0) for name, values in drawn.items()}})
 
 
 def _if_known(band: alt.Chart, curve: pd.DataFrame) -> list[alt.Chart]:
