@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import crashes
-from holdfast import following, progress, status_screens, sweeps
+from holdfast import archive, following, progress, status_screens, sweeps
 from holdfast.display import visible
 from holdfast.errors import Interrupted
 from holdfast.interrupts import Stop
@@ -130,6 +130,9 @@ def test_a_run_stopped_between_two_texts_of_one_step_is_followed_when_it_goes_on
     first, second, *_ = (line for line in said.splitlines() if "run 1/2, r = 2, step" in line)
     assert "step 4/24: forgetting" in first
     assert "step 7/24: held-out loss" in second
+    table = archive.table(tmp_path / "runs", only=["r=2"]).query("role == 'target'").sort_values("step")
+    ends = [f"{table['nll'].iloc[place]:.3f}" for place in (0, -1)]
+    assert f"run 1/2, r = 2: done, held-out loss {ends[0]} → {ends[1]}, forgetting" in said
 
 
 def test_what_is_left_is_told_by_the_estimate_at_first_and_by_the_pace_later(

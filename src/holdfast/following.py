@@ -42,7 +42,7 @@ class SweepProgress:
         self._run = self._bars.add_task("run", total=1.0, note="")
         self._began, self._made_before = math.nan, math.nan
         self._shares: dict[int, float] = {}  # by the number of a run, as are the others: several may be under way
-        self._losses: dict[int, list[float]] = {}
+        self._losses: dict[int, tuple[float, float]] = {}  # the base's, and the last measured
         self._forgetting: dict[int, dict[str, str]] = {}
 
     def __enter__(self) -> SweepProgress:
@@ -76,13 +76,13 @@ class SweepProgress:
         self._bars.update(self._run, completed=event.share, note=f"step {event.step}/{at.run.steps}{loss}")
         if event.report is None:
             return
-        losses = self._losses.setdefault(at.index, [])
         if event.role == "target":
-            losses.append(event.report.nll.value)
+            self._losses[at.index] = event.report.base_nll.value, event.report.nll.value
             return
         self._forgetting.setdefault(at.index, {})[event.report.corpus] = str(event.report.kl_base_tuned)
         if not self._console.is_terminal:
-            held_out = f"held-out loss {losses[-1]:.3f}, " if losses else ""
+            losses = self._losses.get(at.index)
+            held_out = f"held-out loss {losses[1]:.3f}, " if losses else ""
             self._console.print(
                 f"{name}, step {event.step}/{at.run.steps}: {held_out}forgetting {event.report.kl_base_tuned} on "
                 f"{visible(event.report.corpus)}; {left}",
@@ -103,7 +103,7 @@ class SweepProgress:
         self._bars.update(self._study, completed=sum(self._shares.values()) / at.runs)
         losses, forgetting = self._losses.get(at.index), self._forgetting.get(at.index, {})
         colour = {"done": "green", "diverged": "yellow", "failed": "red"}[at.state]
-        change = f", held-out loss {losses[0]:.3f} → {losses[-1]:.3f}" if losses else ""
+        change = f", held-out loss {losses[0]:.3f} → {losses[1]:.3f}" if losses else ""
         change += "".join(f", forgetting {kl} on {escape(corpus)}" for corpus, kl in forgetting.items())
         reason = f": {escape(at.reason)}" if at.reason else ""
         self._console.print(f"{name}: [{colour}]{at.state}[/]{reason}{change}  [dim]{at.run.name}[/]", soft_wrap=True)
