@@ -44,7 +44,7 @@ MODEL_HALF = {
     "packed": set(),
     "kernels": {"packed"},
     "lora": set(),
-    "metrics": set(),
+    "metrics": {"kernels"},
     "sources": {"builtin", "errors", "mistakes"},
     "folders": {"errors", "mistakes", "sources"},
     "thawed": set(),

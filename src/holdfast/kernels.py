@@ -6,9 +6,10 @@ two are answered here. Measured on one AMD CPU (LOG.md). On a GPU all is torch's
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from holdfast.packed import PackedAttention, documents_of
 
 # Query rows multiplied at once, all heads that share keys counted: their scores stay in a core's cache.
-_ROWS = 96
+_ROWS = {torch.float32: 96, torch.bfloat16: 192}
 # From here on torch's own attention, which also cuts the keys, is as fast.
 _LONGEST = 1024
 # Below so many numbers a row, copying into oneDNN's layout and back costs more than its faster product saves.
@@ -101,6 +102,21 @@ class fast_kernels(TorchFunctionMode):  # noqa: N801  (a context, named like tor
         return self._known[1]
 
 
+@contextlib.contextmanager
+def bf16_units() -> Iterator[None]:
+    """Let a CPU that has them (AMX) multiply float32 matrices by bf16 units; rounds what is not bf16 already.
+
+    Another CPU multiplies in float32 all the same, but by oneDNN, which is faster than torch's first choice.
+    """
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch's stubs lack it
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     plain = input.dtype == weight.dtype == torch.float32 and input.device.type == weight.device.type == "cpu"
     wide = weight.ndim == 2 and weight.shape[1] >= _NARROWEST and torch.backends.mkldnn.is_available()
@@ -116,14 +132,20 @@ def causal_attention(
     """softmax(scale · query · key', earlier positions only) · value; h / g heads share each key and value.
 
     A block of queries against the keys up to its end, so what lies above the diagonal is hardly computed, and all
-    heads that share keys in one product. Everything in float32, the result rounded to the inputs' precision.
+    heads that share keys in one product. Everything in float32, the result rounded to the inputs' precision; of bf16
+    inputs `bf16_units` may make the products: the scores are the same, probabilities are rounded as torch's own are.
     """
+    with bf16_units() if query.dtype == torch.bfloat16 else contextlib.nullcontext():
+        return _causal_attention(query, key, value, scale=scale)
+
+
+def _causal_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float) -> Tensor:
     (batch, heads, length, width), groups = query.shape, key.shape[1]
     keys = key.reshape(batch * groups, length, width).float().transpose(1, 2)
     values = value.reshape(batch * groups, length, -1).float()
     out = query.new_empty(batch, length, heads, values.shape[-1]).transpose(1, 2)
     asked, answered = (states.unflatten(1, (groups, heads // groups)) for states in (query, out))
-    rows = max(16, _ROWS * groups // heads)
+    rows = max(16, _ROWS[query.dtype] * groups // heads)
     future = torch.full((rows, rows), -torch.inf).triu(1)
     for start in range(0, length, rows):
         end = min(start + rows, length)

@@ -6,16 +6,16 @@ head is taken a slice of the vocabulary at a time, in float32, and reduced on th
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
+
+from holdfast.kernels import bf16_units
 
 # Logits that exist at once: 2 Mi x 4 bytes = 8 MiB, less than a CPU's caches hold; a GPU wants fewer, larger slices.
 _LOGITS_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -244,24 +244,9 @@ def _product(hidden: Float[Tensor, "t d"], rows: Float[Tensor, "s d"]) -> Float[
     if both_bf16 and hidden.is_cuda:
         return torch.mm(hidden, rows.T, out_dtype=torch.float32)
     if both_bf16:
-        with _bf16_units():
+        with bf16_units():
             return hidden.float() @ rows.float().T
     return linear(hidden.float(), rows.float())
-
-
-@contextlib.contextmanager
-def _bf16_units() -> Iterator[None]:
-    """Let a CPU that has them (AMX) multiply float32 matrices by bf16 units; rounds what is not bf16 already.
-
-    Another CPU multiplies in float32 all the same, but by oneDNN, which is faster than torch's first choice.
-    """
-    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch's stubs lack it
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
 
 
 def _logits(hidden: Float[Tensor, "t d"], head: Head, rows: slice) -> Float[Tensor, "t s"]:
