@@ -32,6 +32,7 @@ SHARED = {
     "archive": {"config", "errors", "files", "store"},
     "progress": {"archive", "errors", "files", "methods", "store"},
     "sharing": {"errors", "files"},
+    "mirrors": {"errors", "files", "store"},
     "evidence": {"stats", "store"},
     "forgetting": {"display", "evidence", "stats"},
     "proportions": {"stats"},
@@ -66,7 +67,7 @@ MODEL_HALF = {
     "training": {"basecache", "checkpoints", "config", "corpora", "counts", "errors"}
     | {"evidence", "folders", "meter", "methods", "models", "sharding", "store", "updates"},
     "sweeps": {"adapters", "archive", "checkpoints", "config", "counts", "errors", "files"}
-    | {"interrupts", "kernels", "models", "sharding", "store", "training", "updates"},
+    | {"interrupts", "kernels", "mirrors", "models", "sharding", "store", "training", "updates"},
     "trials": {"adapters", "archive", "basecache", "checkpoints", "config", "corpora", "costs", "counts", "errors"}
     | {"files", "meter", "methods", "models", "sharding", "store", "sweeps", "training", "updates"},
     "settings": {"errors", "models"},
@@ -149,10 +150,10 @@ ENTRY = {
     "following": {"display", "integrations.trackers", "methods", "sweeps", "terminal", "training"},
     "sweep_screens": {"adapters", "config", "costs", "display", "errors", "files", "following", "integrations.ray"}
     | {"integrations.trackers", "interrupts", "models", "progress", "pursuit"}
-    | {"sharding", "status_screens", "store", "sweeps", "terminal", "trials", "workers"},
+    | {"mirrors", "sharding", "status_screens", "store", "sweeps", "terminal", "trials", "workers"},
     "workers": {"adapters", "config", "costs", "errors", "files", "interrupts", "models", "remote", "sharding"}
     | {"following", "store", "sweeps", "terminal", "trials"},
-    "remote": {"config", "errors", "interrupts", "following", "sharing", "sweeps", "trials"},
+    "remote": {"config", "errors", "files", "interrupts", "following", "sharing", "sweeps", "trials"},
     "status_screens": {"display", "progress", "terminal"},
     "probe_screens": {"behaviour", "exchange", "proportions", "questions", "refusals", "stats", "terminal"},
     "law_screens": {"choices", "design", "display", "forecasting", "forms", "groups", "laws", "planning"}
@@ -169,7 +170,7 @@ INTEGRATIONS = {
     "integrations.__init__": set(),
     "integrations.trackers": {"config", "errors", "evidence", "mistakes", "sweeps", "training", "updates"},
     "integrations.ray": {"adapters", "archive", "config", "costs", "errors", "interrupts", "methods", "remote"}
-    | {"sharing", "store"},
+    | {"mirrors", "sharing", "store"},
     "integrations.lm_eval": {"answering", "behaviour", "errors", "meter", "models", "probes", "questions"},
 }
 ALLOWED = SHARED | MODEL_HALF | ANALYSIS_HALF | ENTRY | INTEGRATIONS
@@ -181,6 +182,7 @@ OWNED = {
     "datasets": {"rows"},
     "huggingface_hub": {"cards", "sources"},
     "typer": {"cli", "law_commands", "options", "report_commands"},
+    "fsspec": {"mirrors"},
     "ray": {"integrations.ray"},
     "rich": {"following", "law_screens", "probe_screens", "status_screens", "sweep_screens", "terminal"},
     "altair": {"figures", "legends", "measured_figures", "plan_figures", "probe_figures", "study_figures"},

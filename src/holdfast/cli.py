@@ -79,6 +79,9 @@ def sweep(
         str | None,
         typer.Option(envvar="RAY_ADDRESS", help="With --executor ray: HOST:PORT, auto; default one of this machine."),
     ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(help="URL of an object store that keeps the runs too, as s3://bucket/study.")
+    ] = None,
     report_to: Annotated[
         list[str] | None, typer.Option(help="wandb, trackio, tensorboard, mlflow; repeatable, or with commas.")
     ] = None,
@@ -111,13 +114,15 @@ def sweep(
     sweep_screens.check_place(executor, output_dir, alone=dry_run or shard > 1)
     goal = sweep_screens.goal(until_interval, budget_hours, max_forgetting, at_once=(workers or 1) * pack)
     options: dict[str, Any] = {"output_dir": output_dir, "device": device, "retry_failed": retry_failed}
+    if mirror is not None:
+        sweep_screens.fetched(mirror, output_dir)
     sweep_screens.check_shard(read, shard=shard, device=device, workers=workers or 1, pack=pack)
     if dry_run:
         foreseen = sweep_screens.foreseen(read, goal=goal, shard=shard, **options)
         if as_json:
             print_json(foreseen)
         return
-    options |= {"keep_adapters": keep_adapters, "pack": pack}
+    options |= {"keep_adapters": keep_adapters, "pack": pack, "mirror": mirror}
     options["report_to"] = [name.strip() for part in report_to or [] for name in part.split(",")]
     if executor == "ray" and goal is not None:
         options |= {"address": address, "workers": workers}
@@ -133,6 +138,20 @@ def sweep(
         print_json(rows if goal is None else {"pursuit": ended.to_dict(), "table": rows})
     if not (table["state"] == "done").all():
         raise typer.Exit(4)
+
+
+@app.command()
+def fetch(
+    url: Annotated[str, typer.Argument(help="What a sweep was told as --mirror.")],
+    runs: Annotated[Path, typer.Argument(help="Folder to bring them into.")] = Path("runs"),
+) -> None:
+    """Bring the runs that an object store keeps into a folder, where they are further than what is there.
+
+    Example: `holdfast fetch s3://bucket/study runs`
+    """
+    from holdfast import sweep_screens
+
+    sweep_screens.fetched(url, runs)
 
 
 @app.command()

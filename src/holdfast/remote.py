@@ -7,11 +7,12 @@ import json
 import os
 import platform
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast import errors
+from holdfast import errors, files
 from holdfast.config import RunConfig, Study
 from holdfast.errors import HoldfastError, Interrupted, ResourceError, as_refusal
 from holdfast.interrupts import EXIT_CODES, Stop
@@ -28,7 +29,10 @@ class Worker:
         self._work = json.loads(work)
         if os.path.isdir(self._work["cwd"]):  # a study may name its files from there
             os.chdir(self._work["cwd"])
-        self._stop = Stop()
+        self._root, self._stop = Path(self._work["root"]), Stop()
+        if self._work["mirror"] is not None:  # what others share is the store: here is a place of this process's own
+            self._scratch = tempfile.TemporaryDirectory(prefix="holdfast-")
+            self._root = Path(self._scratch.name)
         self._making: Making | None = None
 
     def begin(self, mark: str) -> str:
@@ -41,7 +45,8 @@ class Worker:
                     f"got Holdfast {ours}, expected {self._work['version']} as where the sweep was started, on "
                     f"{platform.node()}"
                 )
-            check_shared(Path(self._work["root"]), mark)
+            if self._work["mirror"] is None:
+                check_shared(Path(self._work["root"]), mark)
             return {"host": platform.node(), "pid": os.getpid()}
 
         return answer(told)
@@ -70,7 +75,7 @@ class Worker:
         return answer(found)
 
     def make(self, task: str) -> str:
-        """Make runs; the names of those that another process owns."""
+        """Make runs; the names of those that another process owns. With a mirror nothing of them stays here."""
         given = json.loads(task)
         numbers = {RunConfig.model_validate_json(run): number for number, run in given["runs"]}
 
@@ -80,6 +85,9 @@ class Worker:
             with following(self._work["report_to"], out=Path(self._work["root"])) as tell:
                 says = {config.name: self._saying(config, number) for config, number in numbers.items()}
                 others = self._maker().make(list(numbers), says, tell, wait=given["wait"])
+            if self._work["mirror"] is not None:
+                for config in numbers:
+                    files.remove(self._root / config.name)
             return [config.name for config in others]
 
         return answer(made)
@@ -102,8 +110,8 @@ class Worker:
         if self._making is None:
             work = self._work
             self._making = Making(
-                root=Path(work["root"]), device=work["device"], retry=work["retry"], stop=self._stop,
-                keep_adapters=work["keep_adapters"],
+                root=self._root, device=work["device"], retry=work["retry"], stop=self._stop,
+                keep_adapters=work["keep_adapters"], mirror=work["mirror"],
                 checkpoint_every_s=CHECKPOINT_EVERY_S if work["every_s"] is None else work["every_s"],
             )  # fmt: skip
         return self._making

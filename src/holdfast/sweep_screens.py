@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def sweep_with_progress(
     study: Study | Path, *, output_dir: Path, device: str, retry_failed: bool = False, keep_adapters: bool = False,
-    workers: int = 1, shard: int = 1, pack: int = 1, report_to: Sequence[str] = (),
+    workers: int = 1, shard: int = 1, pack: int = 1, mirror: str | None = None, report_to: Sequence[str] = (),
 ) -> pd.DataFrame:  # fmt: skip
     """`sweeps.sweep`, after an estimate of what it takes, followed on stderr and stopped cleanly by a signal."""
     study = study if isinstance(study, Study) else read_study(study)
@@ -44,7 +44,7 @@ def sweep_with_progress(
     began = time.monotonic()
     options: dict[str, Any] = {
         "out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters,
-        "pack": pack,
+        "pack": pack, "mirror": mirror,
     }  # fmt: skip
     expected = cost.seconds if cost.runs else math.nan
     table = _swept(study, options, workers=workers, shard=shard, report_to=report_to, expected_s=expected)
@@ -66,15 +66,25 @@ def check_place(executor: str, output_dir: Path, *, alone: bool) -> None:
     """Refuse what has no place: an object store, or on a cluster what is for this machine `alone`."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(output_dir)):
         raise ConfigError(
-            f"got {output_dir}, expected a folder of a file system: runs append, rename and lock, at --output-dir"
+            f"got {output_dir}, expected a folder of a file system, for runs append, rename and lock; --mirror keeps "
+            "them in an object store too, at --output-dir"
         )
     if executor == "ray" and alone:
         raise ConfigError("got ray, expected processes: --dry-run and --shard are for one machine, at --executor")
 
 
+def fetched(url: str, runs: Path) -> None:
+    """Bring what an object store has of runs into their folder, and say how many came."""
+    from holdfast.mirrors import Mirror
+
+    mirror = Mirror(url)
+    brought = mirror.fetch(runs)
+    err().print(f"{len(brought)} run{'s' * (len(brought) != 1)} brought from {mirror.url} into {runs}", markup=False)
+
+
 def sweep_on_cluster(
     study: Study, *, address: str | None, output_dir: Path, device: str, retry_failed: bool, keep_adapters: bool,
-    workers: int | None, pack: int, report_to: Sequence[str], goal: Goal | None = None,
+    workers: int | None, pack: int, mirror: str | None, report_to: Sequence[str], goal: Goal | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """The same by workers on a Ray cluster, one of which says first what it will take; no more than a goal allows."""
     from holdfast.integrations.ray import sweep_on_ray
@@ -88,7 +98,7 @@ def sweep_on_cluster(
 
     call = partial(
         sweep_on_ray, study, out=output_dir, address=address, workers=workers, device=device,
-        retry_failed=retry_failed, keep_adapters=keep_adapters, pack=pack, report_to=report_to,
+        retry_failed=retry_failed, keep_adapters=keep_adapters, pack=pack, mirror=mirror, report_to=report_to,
         foresee=foresee, aloud=not console.is_terminal,
     )  # fmt: skip
     with _going_on_later(), stopping() as stop:
@@ -127,7 +137,7 @@ def _swept(
 
 def sweep_until(
     study: Study, *, goal: Goal, output_dir: Path, device: str, retry_failed: bool, keep_adapters: bool, workers: int,
-    shard: int, pack: int, report_to: Sequence[str],
+    shard: int, pack: int, mirror: str | None, report_to: Sequence[str],
 ) -> tuple[pd.DataFrame, Outlook]:  # fmt: skip
     """`pursuit.pursue`, each of its runs followed as a sweep is; the table of all its runs, and how it ended."""
     from holdfast import models, pursuit, sweeps
@@ -139,7 +149,7 @@ def sweep_until(
     _check_budget(cost, goal, study)
     options: dict[str, Any] = {
         "out": output_dir, "device": device, "retry_failed": retry_failed, "keep_adapters": keep_adapters,
-        "pack": pack,
+        "pack": pack, "mirror": mirror,
     }  # fmt: skip
 
     def make(part: Study) -> None:

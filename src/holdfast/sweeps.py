@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +13,8 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import torch
 
 from holdfast import adapters, archive, checkpoints, files, models
 from holdfast.config import RunConfig, Study, read_study
@@ -26,6 +22,7 @@ from holdfast.counts import count
 from holdfast.errors import DataError, ModelError, StoreError
 from holdfast.interrupts import Stop
 from holdfast.kernels import fastest_dtype
+from holdfast.mirrors import Mirror
 from holdfast.models import Tuned
 from holdfast.sharding import Shard
 from holdfast.store import Recorder, State, owning, read_run, standing, tabulate
@@ -38,6 +35,7 @@ from holdfast.training import (
     learning,
     observed_as,
     prepare,
+    provenance,
     read_texts,
     together,
     train,
@@ -73,6 +71,7 @@ def sweep(
     retry_failed: bool = False,
     keep_adapters: bool = False,
     pack: int = 1,
+    mirror: str | None = None,
     stop: Stop | None = None,
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     tell: Callable[[Progress], None] = lambda _: None,
@@ -95,6 +94,9 @@ def sweep(
 
     Several processes may work on one study. A run that another one owns is left to it, and waited for at the end.
 
+    With `mirror`, the URL of an object store, every run is put there too, after each checkpoint and at its end, and
+    begins with what is there where that is further; see `mirrors`.
+
     Raises:
         ConfigError: the study file is wrong, or PEFT knows no such method or field.
         DataError: a text cannot be used, or is no longer the one that a run was begun with.
@@ -107,7 +109,7 @@ def sweep(
     adapters.check_methods(study)
     making = Making(
         root=Path(out), device=models.choose_device(device), retry=retry_failed, stop=stop or Stop(),
-        keep_adapters=keep_adapters, checkpoint_every_s=checkpoint_every_s,
+        keep_adapters=keep_adapters, checkpoint_every_s=checkpoint_every_s, mirror=mirror,
     )  # fmt: skip
     return make_all(study, making, pack=pack, tell=tell)
 
@@ -137,8 +139,9 @@ class Making:
 
     def __init__(
         self, *, root: Path, device: str, retry: bool, keep_adapters: bool, stop: Stop,
-        checkpoint_every_s: float = CHECKPOINT_EVERY_S, shard: Shard | None = None,
+        checkpoint_every_s: float = CHECKPOINT_EVERY_S, shard: Shard | None = None, mirror: str | None = None,
     ) -> None:  # fmt: skip
+        self.mirror = None if mirror is None else Mirror(mirror)
         self.root, self.device, self.retry, self.stop, self.every_s = root, device, retry, stop, checkpoint_every_s
         self.keep_adapters, self.shard = keep_adapters, shard
         self._pause = partial(shard.check, stop) if shard else stop.check  # all processes of a base at one point
@@ -167,6 +170,8 @@ class Making:
         with owning(config, root=self.root, wait=self.stop.check if wait else None) as recorder:
             if recorder is None:
                 return False
+            if self.mirror:
+                self.mirror.pull(recorder.folder)
             texts = self.texts_of(config)
             state, reason = _standing(recorder, texts, retry=self.retry)
             if state == "in progress":
@@ -177,6 +182,8 @@ class Making:
                 bench = self._bench_of(config, texts)
                 hear = _Notes(recorder, lambda event: tell(say(state="in progress", reason=None, event=event)))
                 state, reason = yield from self._make(config, bench, texts, recorder, hear, began, alone=alone)
+            if self.mirror:
+                self.mirror.push(recorder.folder)
             tell(say(state=state, reason=reason, event=None))
         return True
 
@@ -272,6 +279,11 @@ class Making:
             if folder is not None and not folder.is_dir():
                 adapters.save_adapter(tuned, folder, tokenizer=bench.tokenizer)
 
+        def keep(snapshot: checkpoints.Snapshot) -> None:
+            checkpoints.save_snapshot(snapshot, recorder.checkpoints)
+            if self.mirror:
+                self.mirror.push(recorder.folder, must=False)
+
         wanted = {(step, observed.corpus) for step in config.measured_steps() for _, observed in bench.observed}
         lacking = {step for step, _ in wanted - recorder.recorded}
         lacking |= {step for step, _ in wanted if (folder := kept(step)) is not None and not folder.is_dir()}
@@ -280,7 +292,7 @@ class Making:
             record=recorder.append,
             recorded=recorder.recorded,
             start=checkpoints.newest(recorder.checkpoints, at_most=missing),
-            keep=partial(checkpoints.save_snapshot, folder=recorder.checkpoints),
+            keep=keep,
             due=_Clock(self.every_s),
             measured=measured,
             pause=self._pause,
@@ -381,20 +393,3 @@ def _check_texts(folder: Path, texts: Texts, *, begun: bool) -> None:
             f"got other texts ({', '.join(changed)}) than run {folder.name} was begun with, expected the same in one "
             f"folder; sweep into another with --output-dir, or restore them, at {folder}"
         )
-
-
-def provenance(bench: Workbench, texts: Texts) -> dict[str, Any]:
-    """Where numbers come from: versions, machine, fingerprints of weights and texts. Holds no secret and no name."""
-    packages = ("holdfast", "torch", "transformers", "peft", "numpy", "tokenizers", "safetensors")
-    device = bench.base.device
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores"
-    return {
-        "started_at": datetime.now(UTC).isoformat(),
-        "versions": {package: importlib.metadata.version(package) for package in packages},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": hardware,
-        "threads": torch.get_num_threads(),
-        **({"shard": bench.shard.of} if bench.shard else {}),
-        "fingerprints": texts.fingerprints | {"weights": bench.weights_fingerprint},
-    }

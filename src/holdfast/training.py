@@ -8,14 +8,18 @@ for bit the run that was never stopped.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import logging
 import math
+import os
+import platform
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
@@ -357,3 +361,20 @@ def _without_adapter(tuned: Tuned, base: Base) -> Iterator[Base]:
             yield base
     else:
         yield base
+
+
+def provenance(bench: Workbench, texts: Texts) -> dict[str, Any]:
+    """Where numbers come from: versions, machine, fingerprints of weights and texts. Holds no secret and no name."""
+    packages = ("holdfast", "torch", "transformers", "peft", "numpy", "tokenizers", "safetensors")
+    device = bench.base.device
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores"
+    return {
+        "started_at": datetime.now(UTC).isoformat(),
+        "versions": {package: importlib.metadata.version(package) for package in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": hardware,
+        "threads": torch.get_num_threads(),
+        **({"shard": bench.shard.of} if bench.shard else {}),
+        "fingerprints": texts.fingerprints | {"weights": bench.weights_fingerprint},
+    }

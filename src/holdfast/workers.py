@@ -46,6 +46,7 @@ def sweep_in_processes(
     retry_failed: bool = False,
     keep_adapters: bool = False,
     pack: int = 1,
+    mirror: str | None = None,
     report_to: Sequence[str] = (),
     stop: Stop | None = None,
     look: Callable[[], None] = lambda: None,
@@ -70,7 +71,7 @@ def sweep_in_processes(
     place = models.choose_device(device)
     configs = resolved(study.runs, place)
     work = _work(configs, out, device, retry_failed) | {
-        "keep_adapters": keep_adapters, "pack": pack, "report_to": list(report_to), "task": "sweep",
+        "keep_adapters": keep_adapters, "pack": pack, "mirror": mirror, "report_to": list(report_to), "task": "sweep",
     }  # fmt: skip
     if shard > 1:
         adapters.check_methods(study)
@@ -254,7 +255,7 @@ def main() -> None:
         ):
             sweep(
                 study, out=work["out"], device=work["device"], retry_failed=work["retry_failed"],
-                keep_adapters=work["keep_adapters"], pack=work["pack"], stop=stop, tell=tell,
+                keep_adapters=work["keep_adapters"], pack=work["pack"], mirror=work["mirror"], stop=stop, tell=tell,
             )  # fmt: skip
     except Interrupted:
         sys.exit(0)  # as asked; the runs say how far they are
@@ -296,7 +297,7 @@ def _part(work: dict[str, Any], *, number: int, of: int, meeting: Path) -> Any:
             return cost.to_dict()
         making = Making(
             root=out, device=device, retry=work["retry_failed"], keep_adapters=work["keep_adapters"], stop=stop,
-            shard=shard,
+            shard=shard, mirror=None if number else work["mirror"],
         )  # fmt: skip
         if number:
             making.follow()

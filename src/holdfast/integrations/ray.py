@@ -32,6 +32,7 @@ from holdfast.costs import SweepCost
 from holdfast.errors import ConfigError, ResourceError, first_line
 from holdfast.interrupts import EXIT_CODES, Stop
 from holdfast.methods import Peft
+from holdfast.mirrors import Mirror
 from holdfast.remote import Worker, content
 from holdfast.sharing import marked
 
@@ -71,6 +72,7 @@ def sweep_on_ray(
     retry_failed: bool = False,
     keep_adapters: bool = False,
     pack: int = 1,
+    mirror: str | None = None,
     report_to: Sequence[str] = (),
     checkpoint_every_s: float | None = None,
     stop: Stop | None = None,
@@ -79,6 +81,8 @@ def sweep_on_ray(
     aloud: bool = True,
 ) -> pd.DataFrame:
     """`sweeps.sweep` by workers on a Ray cluster, and the same table; `out` must be on a file system all nodes share.
+
+    With a `mirror` nodes share that alone: each worker makes runs in a temporary folder of its own, and `out` is here.
 
     Without an `address` a cluster of this machine is started, which listens on loopback alone and asks for a token, and
     ends with the sweep; inside `connected` it is that one. Without `workers` there are as many as the cluster has GPUs,
@@ -102,9 +106,20 @@ def sweep_on_ray(
         "root": str(root), "device": device, "retry": retry_failed, "keep_adapters": keep_adapters,
         "report_to": list(report_to), "every_s": checkpoint_every_s, "cwd": str(Path.cwd()),
         "version": importlib.metadata.version("holdfast"), "runs": len(study.runs), "pack": pack,
+        "mirror": mirror,
     }  # fmt: skip
     with connected(address, aloud=aloud) as nodes, marked(root) as mark:
         many, place = shares(nodes(), workers=workers, most=-(-len(study.runs) // pack), device=device)
+        kept = None if mirror is None else Mirror(mirror)
+
+        def bring(runs: Sequence[RunConfig], *, both_ways: bool = False) -> None:
+            for config in runs:  # a folder for each, so that whoever looks sees every run there will be
+                with store.owning(config, root=root) as recorder:
+                    if kept and recorder:
+                        kept.pull(recorder.folder)
+                        if both_ways:
+                            kept.push(recorder.folder)
+
         crew = _Crew(work | {"device": place.device}, place, mark, look=look, stop=stop)
         try:
             with stop.at_checks():
@@ -113,10 +128,10 @@ def sweep_on_ray(
                 if foresee is not None:
                     foresee(crew.estimate(configs))
                 archive.restore(root)
-                for config in configs:  # so that whoever looks sees every run there will be
-                    with store.owning(config, root=root):
-                        pass
-                crew.make(packed, many)
+                bring(configs, both_ways=True)
+                if kept:  # what is whole here is not brought to a worker to be found whole there
+                    packed = [[run for run in runs if not (root / run.name / "done.json").is_file()] for runs in packed]
+                crew.make([runs for runs in packed if runs], many, ended=bring)
         except BaseException:
             crew.stop()
             raise
@@ -252,8 +267,10 @@ class _Crew:
         """What runs will take, tried by one worker."""
         return SweepCost(**self._ask("estimate", [config.canonical() for config in runs]))
 
-    def make(self, packed: Sequence[Sequence[RunConfig]], many: int) -> None:
-        """Have runs made by so many workers, whoever dies."""
+    def make(
+        self, packed: Sequence[Sequence[RunConfig]], many: int, *, ended: Callable[[Sequence[RunConfig]], None]
+    ) -> None:
+        """Have runs made by so many workers, whoever dies; `ended` hears which have been."""
         names = [config.name for runs in packed for config in runs]
         waiting = deque(_Task(runs=tuple(runs)) for runs in packed)
         given_up: list[_Task] = []
@@ -266,6 +283,7 @@ class _Crew:
                     again = self._after_a_death(task)
                     waiting.appendleft(again) if again.lost < LIVES else given_up.append(again)
                     continue
+                ended([config for config in task.runs if config.name not in said])
                 for name in said:
                     log.info("run %s is another process's; waiting for its end", name)
                 waiting.extend(_Task(runs=(c,), wait=True) for c in task.runs if c.name in said)
@@ -359,7 +377,8 @@ class _Crew:
             ) from error
 
     def _after_a_death(self, task: _Task) -> _Task:
-        stood = [_stands(Path(self._work["root"]) / config.name) for config in task.runs]
+        root, mirror = Path(self._work["root"]), self._work["mirror"]
+        stood = [Mirror(mirror).stands(one.name) if mirror else _stands(root / one.name) for one in task.runs]
         return replace(task, stood=stood, lost=task.lost + 1 if stood == task.stood else 1)
 
     def _say_if_there_is_no_room(self) -> None:
