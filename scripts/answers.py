@@ -366,15 +366,16 @@ def _spread(values: list[float]) -> str:
 
 
 def ends(runs: pd.DataFrame) -> str:
-    """Where each run trained as most ended, and what it had forgotten at the loss that all of its text reached."""
-    rows = [("learned", "retained", "rank", "loss, last", "forgotten", "at a loss of", "forgotten there")]
-    for _, own in _as_most(runs).groupby("target"):
+    """Where each LoRA run on all linear maps ended, and what it had forgotten at the loss all of its text reached."""
+    rows = [("learned", "retained", "learning rate", "rank", "seed", "loss, last", "forgotten", "at loss", "there")]
+    for _, own in runs[runs["series"].astype(str).str.isdecimal() & (runs["state"] == "done")].groupby("target"):
         for corpus in sorted(own.loc[own["role"] == "retain", "corpus"].unique(), reverse=True):
-            paths = [_path(run, corpus) for _, run in own.groupby(["r", "run"])]
+            paths = [_path(run, corpus) for _, run in own.groupby(["learning_rate", "r", "seed"])]
             loss = max(float(path[LOSS].min()) for path in paths)
             for path in paths:
                 last = path.iloc[-1]
-                named = last["target"], corpus, f"{last['r']:.0f}", f"{last[LOSS]:.3f}", f"{last[KL]:.3f}"
+                how = f"{last['learning_rate']:g}", f"{last['r']:.0f}", f"{last['seed']:.0f}"
+                named = last["target"], corpus, *how, f"{last[LOSS]:.3f}", f"{last[KL]:.3f}"
                 rows.append((*named, f"{loss:.3f}", f"{_forgotten_at(path, loss):.3f}"))
     return markdown(rows)
 

@@ -21,6 +21,7 @@ from holdfast import archive, store, sweeps
 from holdfast.config import read_study
 from holdfast.errors import ResourceError, StoreError
 from holdfast.mirrors import Mirror
+from test_cli import run
 from test_publishing import made
 
 HERE = Path(__file__).parent
@@ -89,14 +90,16 @@ def test_a_machine_lost_with_its_disk_costs_what_came_after_its_last_checkpoint(
     assert other.returncode == 0, errors
     alone = sweeps.sweep(read_study(study, overrides=MORE), out=tmp_path / "alone")
     assert said.strip() == crashes.canonical(alone)
-    (run,) = archive.read_runs(tmp_path / "other")
-    assert [resumed["started_at"] > run.provenance["started_at"] for resumed in run.provenance["resumed"]] == [True]
+    (made_there,) = archive.read_runs(tmp_path / "other")
+    assert [
+        resumed["started_at"] > made_there.provenance["started_at"] for resumed in made_there.provenance["resumed"]
+    ] == [True]
     (whole,) = objects(url)
     assert "-done-" in whole
-    assert Mirror(url).fetch(tmp_path / "laptop") == [run.name]
+    assert Mirror(url).fetch(tmp_path / "laptop") == [made_there.name]
     assert crashes.canonical(archive.table(tmp_path / "laptop")) == said.strip()
-    result = (tmp_path / "other" / run.name / "adapter" / "adapter_model.safetensors").read_bytes()
-    assert (tmp_path / "laptop" / run.name / "adapter" / "adapter_model.safetensors").read_bytes() == result
+    result = (tmp_path / "other" / made_there.name / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert (tmp_path / "laptop" / made_there.name / "adapter" / "adapter_model.safetensors").read_bytes() == result
     assert Mirror(url).fetch(tmp_path / "laptop") == []
 
 
@@ -215,3 +218,24 @@ def test_a_kind_of_store_that_nobody_knows_is_refused_and_a_password_is_not_said
     with pytest.raises(ResourceError, match="expected an object store that can be used, at nowhere://host/x") as said:
         Mirror("nowhere://me:secret@host/x")
     assert "secret" not in json.dumps(str(said.value))
+
+
+def test_a_sweep_refuses_a_store_it_cannot_write_before_it_begins_and_fetch_one_that_has_no_runs(
+    tiny: Path, tmp_path: Path, s3: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = crashes.study(tiny, tmp_path)
+    out = ["--output-dir", str(tmp_path / "runs")]
+    code, _, said = run(["sweep", str(study), *out, "--mirror", "s3://no-such-bucket/x"], monkeypatch, capsys)
+    assert code == ResourceError.exit_code
+    assert "expected an object store that can be used, at s3://no-such-bucket/x" in " ".join(said.split())
+    assert not (tmp_path / "runs").exists()
+    code, _, said = run(["fetch", f"{s3}/nothing", str(tmp_path / "runs")], monkeypatch, capsys)
+    assert code == StoreError.exit_code
+    assert "got no runs" in said
+    few = ["--set", "steps=4", "--set", "measure.points=2"]
+    code, _, said = run(["sweep", str(study), *out, *few, "--mirror", f"{s3}/cli"], monkeypatch, capsys)
+    assert code == 0, said
+    code, _, said = run(["fetch", f"{s3}/cli", str(tmp_path / "laptop")], monkeypatch, capsys)
+    assert code == 0, said
+    assert "2 runs brought from" in said
+    assert crashes.canonical(archive.table(tmp_path / "laptop")) == crashes.canonical(archive.table(tmp_path / "runs"))

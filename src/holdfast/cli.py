@@ -115,7 +115,7 @@ def sweep(
     goal = sweep_screens.goal(until_interval, budget_hours, max_forgetting, at_once=(workers or 1) * pack)
     options: dict[str, Any] = {"output_dir": output_dir, "device": device, "retry_failed": retry_failed}
     if mirror is not None:
-        sweep_screens.fetched(mirror, output_dir)
+        sweep_screens.fetched(mirror, output_dir, to_write=True)
     sweep_screens.check_shard(read, shard=shard, device=device, workers=workers or 1, pack=pack)
     if dry_run:
         foreseen = sweep_screens.foreseen(read, goal=goal, shard=shard, **options)
@@ -151,7 +151,7 @@ def fetch(
     """
     from holdfast import sweep_screens
 
-    sweep_screens.fetched(url, runs)
+    sweep_screens.fetched(url, runs, to_write=False)
 
 
 @app.command()

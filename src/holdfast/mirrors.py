@@ -17,6 +17,7 @@ import hashlib
 import io
 import logging
 import re
+import secrets
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _STATES: dict[State, str] = {"done": "done", "failed": "failed", "diverged": "diverged", "in progress": "begun"}
 _NAMED = re.compile(r"(\d{6,})-(done|failed|diverged|begun)-(\d{8,})-(\d{6,})-(\d+)-([0-9a-f]{64})\.tar")
+_OF_OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci"})
+"""Kinds of store, as URLs begin, that have no folders."""
 _PASSING = ("progress.json",)
 """Files that are of this machine alone."""
 
@@ -72,6 +75,30 @@ class Mirror:
         with self._reaching():
             self._fs, self._root = url_to_fs(url)
 
+    def check_writable(self) -> None:
+        """Put a small object and remove it: what credentials allow is known only then.
+
+        Raises:
+            ResourceError: the store cannot be written.
+        """
+        probe = f"{self._root}/.probe-{secrets.token_hex(8)}"
+        with self._reaching():
+            self._make_folder(self._root)
+            self._fs.pipe_file(probe, b"holdfast")
+            self._fs.rm_file(probe)
+
+    def names(self) -> list[str]:
+        """The runs that the store has something of.
+
+        Raises:
+            ResourceError: it cannot be read.
+        """
+        with self._reaching():
+            self._fs.invalidate_cache()
+            found = self._fs.ls(self._root, detail=False) if self._fs.exists(self._root) else []
+        names = (path.rstrip("/").rpartition("/")[2] for path in found)
+        return sorted(name for name in names if re.fullmatch(r"[0-9a-f]{12}", name))
+
     def fetch(self, root: Path) -> list[str]:
         """Bring every run of the store into a folder of runs where it is further than what is there; their names.
 
@@ -81,12 +108,9 @@ class Mirror:
             ResourceError: the store cannot be read, or the folder not written.
             StoreError: an object is not a run.
         """
-        with self._reaching():
-            found = self._fs.ls(self._root, detail=False) if self._fs.exists(self._root) else []
-        names = sorted(name for name in (path.rstrip("/").rpartition("/")[2] for path in found) if _is_run(name))
         with files.refusing(root):
             files.make_folder(root)
-            return [name for name in names if not store.owned(root / name) and self.pull(root / name)]
+            return [name for name in self.names() if not store.owned(root / name) and self.pull(root / name)]
 
     def pull(self, folder: Path) -> bool:
         """Make a run's folder what the store has of it, where that is further; whether it was.
@@ -138,7 +162,7 @@ class Mirror:
         number = max((kept.number for kept in there), default=0) + 1
         about = f"{number:06d}-{_STATES[state]}-{reach.step:08d}-{reach.records:06d}"
         with self._reaching():
-            self._fs.makedirs(f"{self._root}/{folder.name}", exist_ok=True)
+            self._make_folder(f"{self._root}/{folder.name}")
             name = f"{about}-{whole.size}-{whole.digest.hexdigest()}.tar"
             with self._fs.open(f"{self._root}/{folder.name}/{name}", "wb") as file:
                 _pack(folder, file)
@@ -192,6 +216,12 @@ class Mirror:
             return True
         finally:
             files.remove(scratch)
+
+    def _make_folder(self, path: str) -> None:
+        """Where there are folders: of a store of objects it would make the bucket, which may be a slip of the pen."""
+        kinds = self._fs.protocol
+        if not _OF_OBJECTS.intersection([kinds] if isinstance(kinds, str) else kinds):
+            self._fs.makedirs(path, exist_ok=True)
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -249,7 +279,3 @@ def _unpack(archive: Path, into: Path, where: str) -> None:
                 tar.extract(entry, into, filter="data")
     except (tarfile.TarError, ValueError) as error:
         raise StoreError(f"got no readable archive of a run ({first_line(error)}), expected one, at {where}") from error
-
-
-def _is_run(name: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{12}", name) is not None

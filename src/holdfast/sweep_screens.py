@@ -19,7 +19,7 @@ from rich.live import Live
 from holdfast import files
 from holdfast.config import Study, read_study
 from holdfast.display import duration
-from holdfast.errors import ConfigError, Interrupted, ResourceError
+from holdfast.errors import ConfigError, Interrupted, ResourceError, StoreError
 from holdfast.following import following
 from holdfast.interrupts import Stop, stopping
 from holdfast.progress import status
@@ -73,11 +73,18 @@ def check_place(executor: str, output_dir: Path, *, alone: bool) -> None:
         raise ConfigError("got ray, expected processes: --dry-run and --shard are for one machine, at --executor")
 
 
-def fetched(url: str, runs: Path) -> None:
-    """Bring what an object store has of runs into their folder, and say how many came."""
+def fetched(url: str, runs: Path, *, to_write: bool) -> None:
+    """Bring what an object store has of runs into their folder, and say how many came.
+
+    One that is `to_write` may have none yet, and must be writable.
+    """
     from holdfast.mirrors import Mirror
 
     mirror = Mirror(url)
+    if to_write:
+        mirror.check_writable()
+    elif not mirror.names():
+        raise StoreError(f"got no runs, expected some that a sweep keeps with --mirror, at {mirror.url}")
     brought = mirror.fetch(runs)
     err().print(f"{len(brought)} run{'s' * (len(brought) != 1)} brought from {mirror.url} into {runs}", markup=False)
 
