@@ -112,7 +112,7 @@ class Disk:
 
     def _skipped(self) -> bool:
         """Whether the place that asks for this fsync is the one without. A place is a line of `files`."""
-        frame = sys._getframe(3) if sys._getframe(3).f_code.co_name != "flush_folder" else sys._getframe(4)
+        frame = sys._getframe(3) if sys._getframe(3).f_code.co_name != "flush" else sys._getframe(4)
         frame = frame.f_back if frame.f_code.co_name == "_write_new" else frame  # type: ignore[assignment]
         site = f"{frame.f_code.co_name}:{frame.f_lineno}"
         self.sites.add(site)

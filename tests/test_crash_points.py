@@ -267,7 +267,7 @@ def renamed_too_soon(path: Path, content: bytes) -> None:
         files._write(file, content)
         files._rename(made, path)
         files._fsync(file)
-    files.flush_folder(path.parent)
+    files.flush(path.parent)
 
 
 def folder_named_too_soon(path: Path, contents: Iterable[tuple[str, bytes]]) -> None:
@@ -276,7 +276,7 @@ def folder_named_too_soon(path: Path, contents: Iterable[tuple[str, bytes]]) -> 
     files.make_folder(path)
     for name, content in contents:
         files._write_new(path / name, content)
-    files.flush_folder(path)
+    files.flush(path)
 
 
 def acknowledged_too_soon(path: Path, content: bytes) -> None:

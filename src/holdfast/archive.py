@@ -95,7 +95,7 @@ def restore(root: Path) -> None:
             if not (root / run.name).exists():  # another process may have done the same
                 files.move(scratch / run.name, root / run.name)
         if lacking:
-            files.flush_folder(root)
+            files.flush(root)
             files.remove(scratch)
 
 

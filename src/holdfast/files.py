@@ -32,7 +32,7 @@ def write(path: Path, content: bytes) -> None:
     with _cleared_on_failure(made):
         _write_new(made, content)
         _rename(made, path)
-    flush_folder(path.parent)
+    flush(path.parent)
 
 
 def note(path: Path, content: bytes) -> None:
@@ -49,7 +49,7 @@ def append(path: Path, content: bytes) -> None:
         _write(file, content)
         _fsync(file)
     if new:
-        flush_folder(path.parent)
+        flush(path.parent)
 
 
 def cut(path: Path, size: int) -> None:
@@ -70,7 +70,7 @@ def make_folder(path: Path) -> None:
     except FileExistsError:
         if not path.is_dir():  # otherwise another process was faster
             raise
-    flush_folder(path.parent)
+    flush(path.parent)
 
 
 def write_folder(path: Path, contents: Iterable[tuple[str, bytes]]) -> None:
@@ -85,10 +85,10 @@ def write_folder(path: Path, contents: Iterable[tuple[str, bytes]]) -> None:
         _mkdir(made)
         for name, content in contents:
             _write_new(made / name, content)
-        flush_folder(made)
+        flush(made)
         remove(path)
         _rename(made, path)
-    flush_folder(path.parent)
+    flush(path.parent)
 
 
 def move(path: Path, to: Path) -> None:
@@ -226,10 +226,10 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         os.close(file)
 
 
-def flush_folder(path: Path) -> None:
-    """Put a folder's list of names on disk."""
-    with _opened(path, os.O_RDONLY) as folder:
-        _fsync(folder)
+def flush(path: Path) -> None:
+    """Put a folder's list of names, or what a file holds, on disk."""
+    with _opened(path, os.O_RDONLY) as file:
+        _fsync(file)
 
 
 def _write(file: int, content: bytes) -> None:

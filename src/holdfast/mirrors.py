@@ -206,13 +206,12 @@ class Mirror:
                 return False
             _unpack(archive, making, f"{self.url}/{folder.name}/{kept.name}")
             store.read_run(making)
-            old = folder.with_name(f".{folder.name}.going")
-            files.remove(old)
+            for inside in (*making.rglob("*"), making):
+                files.flush(inside)
             if folder.exists():
-                files.move(folder, old)
+                files.move(folder, scratch / "before")
             files.move(making, folder)
-            files.flush_folder(folder.parent)
-            files.remove(old)
+            files.flush(folder.parent)
             return True
         finally:
             files.remove(scratch)
