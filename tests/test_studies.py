@@ -78,10 +78,10 @@ def test_the_page_of_three_texts_says_what_its_rows_do():
 def test_the_page_of_the_larger_model_says_what_its_rows_do():
     runs = with_series(archive.table(LARGER))
     page = (LARGER / "README.md").read_text(encoding="utf-8")
-    for content in (made(runs), ends(runs), early(runs)):
+    for content in (made(runs), ends(runs), seeds(runs), early(runs)):
         assert content in page
-    asked = {(run.adapter.r, run.target.data) for run in read_study(LARGER / "study.yaml").runs}
-    assert set(runs[["r", "target"]].itertuples(index=False, name=None)) <= asked
+    asked = {run.name for name in ("study", "rates", "seeds") for run in read_study(LARGER / f"{name}.yaml").runs}
+    assert set(runs["run"]) <= asked
 
 
 def test_the_study_can_be_made_again_run_by_run(table):
