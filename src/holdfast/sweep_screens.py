@@ -91,7 +91,7 @@ def fetched(url: str, runs: Path, *, to_write: bool) -> None:
 
 def sweep_on_cluster(
     study: Study, *, address: str | None, output_dir: Path, device: str, retry_failed: bool, keep_adapters: bool,
-    workers: int | None, pack: int, mirror: str | None, report_to: Sequence[str], goal: Goal | None = None,
+    workers: int | None, pack: int, report_to: Sequence[str], mirror: str | None = None, goal: Goal | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """The same by workers on a Ray cluster, one of which says first what it will take; no more than a goal allows."""
     from holdfast.integrations.ray import sweep_on_ray
@@ -144,7 +144,7 @@ def _swept(
 
 def sweep_until(
     study: Study, *, goal: Goal, output_dir: Path, device: str, retry_failed: bool, keep_adapters: bool, workers: int,
-    shard: int, pack: int, mirror: str | None, report_to: Sequence[str],
+    shard: int, pack: int, report_to: Sequence[str], mirror: str | None = None,
 ) -> tuple[pd.DataFrame, Outlook]:  # fmt: skip
     """`pursuit.pursue`, each of its runs followed as a sweep is; the table of all its runs, and how it ended."""
     from holdfast import models, pursuit, sweeps
