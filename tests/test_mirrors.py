@@ -52,8 +52,9 @@ def s3() -> Iterator[str]:
             patch.setenv(name, "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         fsspec.get_filesystem_class("s3").clear_instance_cache()  # of another service, at another port
-        fsspec.filesystem("s3").mkdir("studies")
-        yield "s3://studies"
+        bucket = f"studies-{port}"  # services of one process have their buckets in common
+        fsspec.filesystem("s3").mkdir(bucket)
+        yield f"s3://{bucket}"
         running.stop()
 
 

@@ -157,7 +157,7 @@ class Mirror:
             best = there[0]
             if best.reach > reach or (best.reach == reach and best.state == _STATES[state]):
                 return
-        whole = _Measured()
+        whole = _Measured()  # read once for its name and once to be put: a copy would need the room of a run on disk
         _pack(folder, whole)
         number = max((kept.number for kept in there), default=0) + 1
         about = f"{number:06d}-{_STATES[state]}-{reach.step:08d}-{reach.records:06d}"

@@ -105,8 +105,7 @@ def sweep_on_ray(
     work = {
         "root": str(root), "device": device, "retry": retry_failed, "keep_adapters": keep_adapters,
         "report_to": list(report_to), "every_s": checkpoint_every_s, "cwd": str(Path.cwd()),
-        "version": importlib.metadata.version("holdfast"), "runs": len(study.runs), "pack": pack,
-        "mirror": mirror,
+        "version": importlib.metadata.version("holdfast"), "runs": len(study.runs), "pack": pack, "mirror": mirror,
     }  # fmt: skip
     with connected(address, aloud=aloud) as nodes, marked(root) as mark:
         many, place = shares(nodes(), workers=workers, most=-(-len(study.runs) // pack), device=device)
@@ -120,17 +119,19 @@ def sweep_on_ray(
                         if both_ways:
                             kept.push(recorder.folder)
 
+        def lacking(runs: Sequence[RunConfig]) -> list[RunConfig]:
+            return [run for run in runs if not (root / run.name / "done.json").is_file()]
+
         crew = _Crew(work | {"device": place.device}, place, mark, look=look, stop=stop)
         try:
             with stop.at_checks():
                 packed = crew.resolve(study.runs)
                 configs = [config for runs in packed for config in runs]
-                if foresee is not None:
-                    foresee(crew.estimate(configs))
+                if foresee is not None:  # a worker does not see what is whole in a folder that it does not share
+                    foresee(crew.estimate(lacking(configs) if kept else configs))
                 archive.restore(root)
                 bring(configs, both_ways=True)
-                if kept:  # what is whole here is not brought to a worker to be found whole there
-                    packed = [[run for run in runs if not (root / run.name / "done.json").is_file()] for runs in packed]
+                packed = [lacking(runs) for runs in packed] if kept else packed
                 crew.make([runs for runs in packed if runs], many, ended=bring)
         except BaseException:
             crew.stop()
