@@ -19,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from holdfast.choices import measure_of_forgetting
 from holdfast.costs import cost
-from holdfast.design import Candidate, Place, next_runs, possible_runs
+from holdfast.design import Place, next_runs
 from holdfast.laws import Laws, fit
+from holdfast.offers import Candidate, possible_runs
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import simulated
@@ -33,9 +35,12 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "theory.md"
 
 PLACES = ((8, 60), (32, 115), (256, 150), (32, 200))
-STUDIES = 24
+STUDIES = 40
 SHARES = (0.15, 0.25, 0.4)
 LEVEL = 0.9
+RUN_SD = math.hypot(0.004, 0.003)
+"""Of what one simulated run measures, as `simulated.study` draws it: as a whole, and at a checkpoint."""
+
 LENGTHS = math.sqrt(2)
 """Ratio of the lengths at which a stored run may be cut."""
 
@@ -51,7 +56,8 @@ def replay(table: pd.DataFrame, *, at: Place, pilot: Mapping[str, int], buy: Buy
     more steps it would be another run, made from its start.
 
     A row per purchase: `run`, `steps`, `share` of the table's tokens so far, `mean`, `low`, `high` and `width` of the
-    law's 90 % interval of forgetting at `at`, and `n_runs`. The last row, `run` "all", is the whole table.
+    plan's 90 % interval, of what one run at `at` forgets, `law_width` of the law's own, and `n_runs`. The last row,
+    `run` "all", is the whole table.
     """
     done = table[table["state"] == "done"]
     everything = int(done.groupby("run")["total_steps"].first().sum())
@@ -74,19 +80,23 @@ def replay(table: pd.DataFrame, *, at: Place, pilot: Mapping[str, int], buy: Buy
 
 
 def made_new(runs: Runs, *, at: Place, share: float, everything: int) -> pd.DataFrame:
-    """Runs made as advised, new ones, until `share` of a grid of `everything` steps is spent; rows as of `replay`."""
+    """Runs made as advised, new ones, until `share` of a grid of `everything` steps is spent; rows as of `replay`.
+
+    `stop` is whether the advice was to stop there, which is not followed.
+    """
     rows = []
     for r in (8, 64, 256):
         table = runs.make(r, 65, checkpoints(65))
     while True:
         laws, spent = fit(table), int(table.groupby("run")["total_steps"].first().sum())
-        rows.append({"share": spent / everything} | interval(laws, at))
         offers = [
             Candidate(r=each.r, steps=each.steps, finishes=None, tokens=each.tokens, flop=each.flop,
                       measured=checkpoints(each.steps))
             for each in possible_runs(laws, table) if 8 <= each.r <= 256 and each.steps <= 260
         ]  # fmt: skip
-        best = next_runs(laws, table, at=at, candidates=offers).ranked[0].candidate
+        found = next_runs(laws, table, at=at, candidates=offers)
+        rows.append({"share": spent / everything, "stop": found.stop} | interval(laws, at))
+        best = found.ranked[0].candidate
         if spent + best.steps > share * everything:
             return pd.DataFrame(rows)
         table = runs.make(best.r, best.steps, best.measured)
@@ -98,11 +108,15 @@ def checkpoints(steps: int) -> tuple[int, ...]:
 
 
 def interval(laws: Laws, at: Place) -> dict[str, float]:
-    """Of forgetting at a place."""
+    """Of forgetting at a place: of one run, as a plan prints it, and how wide the law's own is."""
     law = laws.joint[measure_of_forgetting(laws)]
     found = law.predict(trainable_params=at[0] * (laws.params_per_rank or math.nan), steps=at[1])
-    low, high = (float(end) for end in found.interval(LEVEL))
-    return {"mean": float(found.mean), "low": low, "high": high, "width": high - low, "n_runs": laws.n_runs}
+    low, high = (float(found.run_quantile(end)) for end in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    own = [float(end) for end in found.interval(LEVEL)]
+    return {
+        "mean": float(found.mean), "low": low, "high": high, "width": high - low, "law_width": own[1] - own[0],
+        "n_runs": laws.n_runs,
+    }  # fmt: skip
 
 
 def stored(laws: Laws, done: pd.DataFrame, bought: Mapping[str, int], *, shortest: int) -> dict[Candidate, str]:
@@ -152,7 +166,7 @@ def at_random(rng: np.random.Generator) -> Buyer:
 
 
 def simulated_rows(at: Place, studies: Iterable[int]) -> list[dict[str, object]]:
-    """A row per study, way of buying and share: width over the grid's, whether the truth was inside."""
+    """A row per study, way of buying and share: widths, and the chance that one more run is inside."""
     truth = float(simulated.truth("kl_base_tuned", trainable_params=at[0] * simulated.PARAMS_PER_RANK, steps=at[1]))
     rows: list[dict[str, object]] = []
     for seed in studies:
@@ -164,18 +178,18 @@ def simulated_rows(at: Place, studies: Iterable[int]) -> list[dict[str, object]]
         }
         whole = bought["stored"].iloc[-1]
         bought = {name: each.iloc[:-1] for name, each in bought.items()}
-        runs = Runs(np.random.default_rng(seed))
-        ends = simulated.study(np.random.default_rng(seed + 1000), ranks=(8, 256), seeds=range(14), total_steps=65)
-        bought["new"] = made_new(runs, at=at, share=SHARES[-1], everything=everything)
-        ways = [("grid", 1.0, whole), ("ends", 0.4, interval(fit(ends), at))] + [
-            (name, share, each[each["share"] <= share].iloc[-1]) for name, each in bought.items() for share in SHARES
-        ]
-        for name, share, row in ways:
+        bought["new"] = made_new(Runs(np.random.default_rng(seed)), at=at, share=SHARES[-1], everything=everything)
+        stops = bought["new"][bought["new"]["stop"].cummax()]
+        ways = [("grid", "whole", whole), ("new", "stop", bought["new"].iloc[-1] if stops.empty else stops.iloc[0])]
+        for name, each in bought.items():
+            ways += [(name, str(share), each[each["share"] <= share].iloc[-1]) for share in SHARES]
+        for name, until, row in ways:
+            inside = norm.cdf(row["high"], truth, RUN_SD) - norm.cdf(row["low"], truth, RUN_SD)
             rows.append(
                 {
-                    "at": at, "study": seed, "way": name, "share": share, "width": row["width"],
-                    "ratio": row["width"] / whole["width"], "held": row["low"] <= truth <= row["high"],
-                    "error": row["mean"] - truth, "n_runs": row["n_runs"],
+                    "at": at, "study": seed, "way": name, "until": until, "share": row["share"], "held": inside,
+                    "width": row["width"], "law_width": row["law_width"], "error": row["mean"] - truth,
+                    "n_runs": row["n_runs"],
                 }
             )  # fmt: skip
         print(at, seed, file=sys.stderr, flush=True)
@@ -183,17 +197,22 @@ def simulated_rows(at: Place, studies: Iterable[int]) -> list[dict[str, object]]
 
 
 def simulated_table(found: pd.DataFrame) -> str:
-    """Markdown: medians of widths over the grid's, and coverage."""
-    head = "| plan | " + " | ".join(f"new runs, {share:.0%}".replace("%", " %") for share in SHARES)
-    head += " | stored grid, 40 % | at random, 40 % | 28 short runs | new holds | stored holds | grid holds |"
-    lines = [head, "|" + "---|" * (head.count("|") - 1)]
+    """Markdown: median widths over the grids', where the advice is to stop, and the chance that a run is inside."""
+    shares = [f"{share:.0%}".replace("%", " %") for share in SHARES]
+    head = ["plan", *(f"new runs, {share}" for share in shares), "told to stop at", f"stored grid, {shares[1]}"]
+    head += [shares[2], f"at random, {shares[1]}", f"law alone, new runs, {shares[2]}"]
+    head += [f"new holds, {shares[1]}", f"stored holds, {shares[1]}", "grid holds"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for (r, steps), rows in found.groupby("at", sort=False):
-        by = rows.groupby(["way", "share"])
-        ratio, held = by["ratio"].median(), 100 * by["held"].mean()
-        cells = [f"{ratio['new', share]:.2f}" for share in SHARES]
-        cells += [f"{ratio[way, 0.4]:.2f}" for way in ("stored", "random", "ends")]
-        cells += [f"{held[way]:.0f} %" for way in (("new", 0.4), ("stored", 0.4), ("grid", 1.0))]
-        lines.append(f"| r = {r}, {steps} steps | " + " | ".join(cells) + " |")
+        by = rows.groupby(["way", "until"])
+        medians, held = by[["width", "law_width", "share"]].median(), 100 * by["held"].mean()
+        ratio, own = (medians[name] / medians[name]["grid", "whole"] for name in ("width", "law_width"))
+        cells = [f"{ratio['new', str(share)]:.2f}" for share in SHARES]
+        cells.append(f"{100 * medians['share']['new', 'stop']:.0f} %: {ratio['new', 'stop']:.2f}")
+        cells += [f"{ratio[place]:.2f}" for place in (("stored", "0.25"), ("stored", "0.4"), ("random", "0.25"))]
+        cells.append(f"{own['new', str(SHARES[2])]:.2f}")
+        cells += [f"{held[way]:.0f} %" for way in (("new", "0.25"), ("stored", "0.25"), ("grid", "whole"))]
+        lines.append(f"| r = {r}, {steps} steps | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

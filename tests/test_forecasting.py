@@ -48,7 +48,8 @@ def dense(law, measured, *, level, slope, noise, memory):
         level**2 + slope**2 * np.outer(logs, logs) + noise**2 * memory ** np.abs(place[:, None] - place)
     )
     at = {name: measured[name].to_numpy() for name in ("trainable_params", "steps")}
-    return law_jacobian(law, **at), residuals(law, measured), covariance
+    grows = (law.predict(**at).mean / law.scatter.reference) ** law.scatter.power
+    return law_jacobian(law, **at), residuals(law, measured), covariance * np.outer(grows, grows)
 
 
 def likelihood(law, measured, **scatter):
@@ -85,7 +86,10 @@ def test_the_scatter_of_many_runs_is_the_truths():
 
 
 def test_a_forecast_is_the_mixed_models_by_hand():
-    """Henderson's equations: the law's parameters, a level and a slope, all unknown at once, in one least squares."""
+    """Henderson's equations: the law's parameters, a level and a slope, all unknown at once, in one least squares.
+
+    Where the law is higher, runs differ by more and their noise is larger, by what the fit found.
+    """
     seen = cut(NOISY, RUN, after=0.5)
     laws = fit(seen)
     law, measured = laws.joint[KL], run_points(laws, seen, RUN)
@@ -93,13 +97,19 @@ def test_a_forecast_is_the_mixed_models_by_hand():
     scatter = run_scatter(law, points(seen))
     made = forecast(laws, seen, RUN, steps=AHEAD)
 
+    def grows(params, steps):
+        return (law.predict(trainable_params=params, steps=steps).mean / law.scatter.reference) ** law.scatter.power
+
     def design(params, steps):
-        curves = np.column_stack([np.ones(len(steps)), np.log(steps / scatter.reference)])
+        curves = (
+            np.column_stack([np.ones(len(steps)), np.log(steps / scatter.reference)]) * grows(params, steps)[:, None]
+        )
         return np.column_stack([law_jacobian(law, trainable_params=params, steps=steps), curves])
 
     params, steps = float(own["trainable_params"].iloc[0]), own["steps"].to_numpy(float)
     place = np.arange(len(steps))
-    noise = np.linalg.inv(scatter.noise**2 * scatter.memory ** np.abs(place[:, None] - place))
+    own_noise = scatter.noise * grows(params, steps)
+    noise = np.linalg.inv(np.outer(own_noise, own_noise) * scatter.memory ** np.abs(place[:, None] - place))
     prior = np.zeros((6, 6))
     prior[:4, :4] = np.linalg.inv(np.array(law.covariance))
     prior[4, 4], prior[5, 5] = scatter.level**-2, scatter.slope**-2

@@ -215,7 +215,7 @@ def test_the_price_comes_first_and_in_words():
 
 def test_no_run_is_said_to_forget_less_than_nothing():
     joint = with_constants(NOISY, "kl_base_tuned", asymptote=0.31).joint["kl_base_tuned"]
-    unsure = dataclasses.replace(joint, rmse=0.5)
+    unsure = dataclasses.replace(joint, scatter=dataclasses.replace(joint.scatter, sd=0.5))
     laws = dataclasses.replace(NOISY, joint=NOISY.joint | {"kl_base_tuned": unsure})
     said = next(reason for reason in plan(laws, target_loss=0.7).reasons if "should forget" in reason)
     assert " % of runs 0.0 to " in said

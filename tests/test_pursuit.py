@@ -14,10 +14,11 @@ import crashes
 import simulated
 from holdfast import archive, pursuit, store, trials
 from holdfast.config import Measure, Optimizer, RunConfig, Study, Target, read_study
-from holdfast.design import next_runs, possible_runs
+from holdfast.design import next_runs
 from holdfast.errors import ConfigError, Interrupted
 from holdfast.laws import fit
 from holdfast.methods import Ia3, Lora, named
+from holdfast.offers import possible_runs
 from holdfast.pursuit import Goal, look_ahead, pursue, runs_of
 from holdfast.store import QUANTITIES, Measurement, owning
 from test_cli import run
@@ -39,7 +40,7 @@ def study(*runs: RunConfig) -> Study:
 
 
 STUDY = study()
-GOAL = Goal(max_forgetting=0.55, interval=0.012, budget_s=1e9)
+GOAL = Goal(max_forgetting=0.55, interval=0.02, budget_s=1e9)
 
 
 class Made:
@@ -214,7 +215,11 @@ def real(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(trials, "TRIED_S", 0.0)
     path = crashes.study(tiny, tmp_path)
     content = yaml.safe_load(path.read_text())
-    content |= {"steps": 6, "measure": {"points": 4, "first": 2, "documents": 4}, "grid": {"adapter.r": [2, 4, 8]}}
+    content |= {
+        "steps": 6,
+        "measure": {"points": 4, "first": 2, "documents": 4},
+        "grid": {"adapter.r": [2, 4, 8], "seed": [0, 1]},
+    }
     path.write_text(yaml.safe_dump(content))
     return path
 
@@ -224,15 +229,15 @@ def test_the_command_goes_on_where_it_was_stopped_and_ends_the_same(
 ) -> None:
     """Real runs, stopped after the second that was chosen; once more, without a stop before."""
     monkeypatch.setattr(pursuit, "look_ahead", few := Few(3))
-    command = ["sweep", str(real), "--until-interval", "1e-6", "--budget-hours", "1", "--json", "--output-dir"]
+    command = ["sweep", str(real), "--until-interval", "0.02", "--budget-hours", "1", "--json", "--output-dir"]
     code, out, err = run([*command, str(tmp_path / "whole")], monkeypatch, capsys)
     assert code == 0, err
     found = json.loads(out)
     assert found["pursuit"]["ended"] == "budget"
-    assert found["pursuit"]["made"] == 5
-    assert len({row["run"] for row in found["table"]}) == 5
-    assert "3 runs in " in err
-    assert "what follows narrows it most" in err
+    assert found["pursuit"]["made"] == 8
+    assert len({row["run"] for row in found["table"]}) == 8
+    assert "6 runs in " in err
+    assert "What follows narrows it most" in err
     few.left, few.dies = 2, True
     with pytest.raises(RuntimeError, match="here"):
         run([*command, str(tmp_path / "cut")], monkeypatch, capsys)
@@ -244,7 +249,10 @@ def test_the_command_goes_on_where_it_was_stopped_and_ends_the_same(
 
 
 class Few:
-    """The look ahead, whose budget is spent, or whose process dies, after so many. A class because it counts."""
+    """The look ahead for a little less than there is, whose budget is spent, or whose process dies, after so many.
+
+    A class because it counts.
+    """
 
     def __init__(self, left: int) -> None:
         self.left, self.dies, self._look = left, False, look_ahead
@@ -253,6 +261,8 @@ class Few:
         self.left -= 1
         if not self.left and self.dies:
             raise RuntimeError("here")
+        width = self._look(study, out=out, goal=replace(goal, interval=1e9)).width
+        goal = goal if width is None else replace(goal, interval=0.9 * width)
         return self._look(study, out=out, goal=goal if self.left else replace(goal, budget_s=1e-9))
 
 
@@ -263,7 +273,7 @@ def test_an_interval_that_is_wide_enough_needs_no_run_and_a_dry_run_writes_none(
         "sweep",
         str(real),
         "--until-interval",
-        "1e-4",
+        "0.02",
         "--budget-hours",
         "1",
         "--output-dir",
@@ -274,7 +284,7 @@ def test_an_interval_that_is_wide_enough_needs_no_run_and_a_dry_run_writes_none(
     assert json.loads(out)["next"] is None
     assert "What is run after them follows from what they measure." in err
     assert not list((tmp_path / "o").iterdir())
-    assert len(read_study(real).runs) == 3
+    assert len(read_study(real).runs) == 6
     assert run(["sweep", str(real), "--output-dir", str(tmp_path / "o")], monkeypatch, capsys)[0] == 0
     before = sorted(path.name for path in (tmp_path / "o").rglob("*"))
     code, out, err = run([*command, "--dry-run", "--json"], monkeypatch, capsys)

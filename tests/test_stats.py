@@ -9,7 +9,18 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.stats import Estimate, Prediction, clustered_covariance, common_share, ratio_of_sums, rounded
+from holdfast.stats import (
+    Estimate,
+    Prediction,
+    Scatter,
+    as_dict,
+    clustered_covariance,
+    common_share,
+    ratio_of_sums,
+    rounded,
+    satterthwaite_dof,
+    scatter_about,
+)
 
 documents = st.lists(st.tuples(st.floats(-1e3, 1e3), st.integers(1, 2000)), min_size=2, max_size=30)
 
@@ -134,16 +145,129 @@ def test_no_covariance_when_leaving_a_cluster_out_leaves_nothing_to_solve(runs):
     assert np.isnan(clustered_covariance(scores=scores, curvatures=curvatures, clusters=runs)).all()
 
 
-def test_the_risk_of_a_run_is_the_inverse_of_its_quantile_and_wider_than_the_law():
-    law = Prediction(mean=np.array([0.1, 0.2]), stderr=np.array([0.01, 0.02]), scatter=0.01, dof=5, extrapolates=False)
-    limit = law.run_quantile(0.9)[1]
-    assert law.probability_above(limit)[1] == pytest.approx(0.1)
-    assert limit > law.interval(0.8)[1][1]
-    assert law.interval(0.8)[1][1] == pytest.approx(0.2 + scipy.stats.t.ppf(0.9, 5) * 0.02)
+@pytest.mark.parametrize("probability", [0.02, 0.3, 0.5, 0.9, 0.999])
+def test_the_risk_of_a_run_is_the_inverse_of_its_quantile(probability):
+    law = Prediction(
+        mean=np.array([0.1, 0.2]), stderr=np.array([0.01, 0.02]), scatter=np.array([0.01, 0.001]),
+        dof=np.array([1.5, 9.0]), scatter_dof=30, extrapolates=False,
+    )  # fmt: skip
+    for i, limit in enumerate(law.run_quantile(probability)):
+        assert law.probability_above(limit)[i] == pytest.approx(1 - probability, abs=1e-9)
+    assert law.interval(0.8)[1][1] == pytest.approx(0.2 + scipy.stats.t.ppf(0.9, 9) * 0.02)
+
+
+def test_the_interval_of_a_run_holds_that_of_the_law_and_is_each_parts_own_without_the_other():
+    at = {"mean": 0.1, "dof": 1.2, "scatter_dof": 40, "extrapolates": False}
+    both = Prediction(stderr=0.01, scatter=0.02, **at)
+    assert both.run_quantile(0.05) < both.interval(0.9)[0] < both.interval(0.9)[1] < both.run_quantile(0.95)
+    law, scatter = Prediction(stderr=0.01, scatter=0.0, **at), Prediction(stderr=0.0, scatter=0.02, **at)
+    assert law.run_quantile(0.95) == pytest.approx(law.interval(0.9)[1])
+    assert scatter.run_quantile(0.95) == pytest.approx(0.1 + scipy.stats.t.ppf(0.95, 40) * 0.02)
+    margins = (each.run_quantile(0.95) - 0.1 for each in (law, scatter))
+    assert both.run_quantile(0.95) - 0.1 == pytest.approx(math.hypot(*margins))
+
+
+def one_way(rng, *, clusters, points, level, noise):
+    member = np.repeat(np.arange(clusters), points)
+    return level * rng.normal(size=clusters)[member] + noise * rng.normal(size=len(member)), member
+
+
+def test_the_scatter_about_a_mean_is_the_one_way_analysis_of_variance():
+    values, member = one_way(np.random.default_rng(0), clusters=6, points=4, level=1.0, noise=0.5)
+    residuals = values - values.mean()
+    found = scatter_about(residuals, fitted=np.ones(24), jacobian=np.ones((24, 1)), clusters=member)
+    means = residuals.reshape(6, 4).mean(axis=1)
+    among, within = 4 * means @ means / 5, np.sum((residuals.reshape(6, 4) - means[:, None]) ** 2) / 18
+    assert found.sd**2 == pytest.approx(among / 4 + within * 3 / 4)
+    assert found.power == 0
+    assert 5 <= found.dof <= 23
+
+
+def test_the_scatter_of_points_of_their_own_is_that_of_least_squares():
+    rng = np.random.default_rng(1)
+    jacobian = np.stack([np.ones(20), rng.normal(size=20)], axis=1)
+    y = rng.normal(size=20)
+    residuals = y - jacobian @ np.linalg.lstsq(jacobian, y, rcond=None)[0]
+    found = scatter_about(residuals, fitted=np.ones(20), jacobian=jacobian, clusters=np.arange(20))
+    assert (found.sd, found.dof) == (pytest.approx(math.sqrt(residuals @ residuals / 18)), 18)
+
+
+def test_a_fit_that_takes_up_what_clusters_differ_by_leaves_the_scatter_what_it_is():
+    """Six clusters, of which two constants follow the means: on average the variance of a new cluster's point."""
+    rng, found = np.random.default_rng(2), []
+    sizes = np.repeat(np.arange(6.0), 8)
+    jacobian = np.stack([np.ones(48), sizes], axis=1)
+    hat = jacobian @ np.linalg.pinv(jacobian)
+    for _ in range(400):
+        values, member = one_way(rng, clusters=6, points=8, level=1.0, noise=0.5)
+        residuals = values - hat @ values
+        found.append(scatter_about(residuals, fitted=np.ones(48), jacobian=jacobian, clusters=member).sd ** 2)
+    assert np.mean(found) == pytest.approx(1.25, abs=3 * np.std(found) / 20)
+    assert np.mean(found) == pytest.approx(1.25, rel=0.12)
+
+
+@pytest.mark.parametrize(("power", "low", "high"), [(0.0, 0.0, 0.15), (1.0, 0.75, 1.15)])
+def test_scatter_grows_with_the_law_where_it_does(power, low, high):
+    rng, powers = np.random.default_rng(3), []
+    fitted = np.tile(np.geomspace(0.01, 0.3, 12), 12)
+    for _ in range(40):
+        values, member = one_way(rng, clusters=12, points=12, level=0.08, noise=0.06)
+        values = values * (fitted / 0.05) ** power
+        found = scatter_about(values, fitted=fitted, jacobian=np.ones((144, 1)), clusters=member)
+        powers.append(found.power)
+    assert low <= np.mean(powers) <= high
+    assert found.at(0.2) / found.at(0.1) == pytest.approx(2**found.power)
+    assert found.at(1e-6) == pytest.approx(found.at(0.01))
+    assert Scatter.from_dict(json.loads(json.dumps(as_dict(found)))) == found
+
+
+@pytest.mark.parametrize("fitted", [np.full(24, 0.2), np.linspace(-1, 1, 24)])
+def test_values_that_are_alike_or_not_positive_say_nothing_of_how_scatter_grows(fitted):
+    residuals, member = one_way(np.random.default_rng(4), clusters=6, points=4, level=1.0, noise=0.5)
+    found = scatter_about(residuals, fitted=fitted, jacobian=np.ones((24, 1)), clusters=member)
+    assert found.power == 0
+    assert found.at([1e-9, 1.0]).tolist() == [found.sd, found.sd]
+
+
+@given(st.floats(1e-3, 1e3), st.integers(0, 10**6))
+def test_scatter_is_in_the_unit_of_what_is_measured(factor, seed):
+    rng = np.random.default_rng(seed)
+    residuals, member = one_way(rng, clusters=5, points=6, level=1.0, noise=0.5)
+    fitted, jacobian = rng.uniform(0.1, 0.4, size=30), rng.normal(size=(30, 2))
+    one = scatter_about(residuals, fitted=fitted, jacobian=jacobian, clusters=member)
+    other = scatter_about(
+        factor * residuals, fitted=factor * fitted, jacobian=jacobian, clusters=member[::-1].max() - member
+    )
+    assert (other.sd, other.power) == (pytest.approx(factor * one.sd), one.power)
+
+
+def test_a_scatter_is_surely_above_its_lower_bound():
+    rng, above = np.random.default_rng(5), []
+    for _ in range(400):
+        values = rng.normal(size=9)
+        residuals = values - values.mean()
+        found = scatter_about(residuals, fitted=np.ones(9), jacobian=np.ones((9, 1)), clusters=np.arange(9))
+        above.append(found.sd * found.surely(0.1) < 1)
+    assert np.mean(above) == pytest.approx(0.9, abs=0.045)
+    assert Scatter(sd=1.0, reference=1.0, power=0.0, least=0.0, dof=0.0).surely(0.1) == 0
+
+
+def test_clusters_that_the_fit_follows_one_by_one_leave_no_degree_of_freedom():
+    residuals = np.tile([0.1, -0.1], 2)
+    jacobian = np.repeat(np.eye(2), 2, axis=0)
+    assert scatter_about(residuals, fitted=np.ones(4), jacobian=jacobian, clusters=[0, 0, 1, 1]).dof == 0
+    assert math.isnan(scatter_about(residuals, fitted=np.ones(4), jacobian=np.eye(4), clusters=[0, 0, 1, 1]).sd)
+
+
+def test_degrees_of_freedom_of_a_sum_are_welchs():
+    assert satterthwaite_dof((2.0, 4), (1.0, 9)) == pytest.approx(9 / (4 / 4 + 1 / 9))
+    assert satterthwaite_dof((1.0, 5), (0.0, 2)) == pytest.approx(5)
+    assert satterthwaite_dof((1.0, 5), (1.0, 0)) == 0
+    assert satterthwaite_dof((np.array([1.0, 0.0]), 5), (np.array([0.0, 1.0]), 7)).tolist() == pytest.approx([5, 7])
 
 
 def test_without_a_degree_of_freedom_a_prediction_has_no_interval_and_no_risk():
-    law = Prediction(mean=0.1, stderr=math.nan, scatter=0.01, dof=0, extrapolates=False)
+    law = Prediction(mean=0.1, stderr=math.nan, scatter=0.01, dof=0, scatter_dof=0, extrapolates=False)
     assert math.isnan(law.interval()[0])
     assert math.isnan(law.run_quantile(0.9))
     assert math.isnan(law.probability_above(0.2))

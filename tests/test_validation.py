@@ -92,7 +92,10 @@ def test_numbers_are_those_of_a_fit_to_the_rest_done_by_hand():
     squares, inside, widths = [], 0, []
     for row in held.itertuples():
         prediction = law.predict(trainable_params=row.trainable_params, steps=row.steps)
-        margin = stats.t.ppf(0.9, prediction.dof) * math.hypot(prediction.stderr, prediction.scatter)
+        margin = math.hypot(
+            stats.t.ppf(0.9, prediction.dof) * prediction.stderr,
+            stats.t.ppf(0.9, prediction.scatter_dof) * prediction.scatter,
+        )
         squares.append((prediction.mean - row.kl_base_tuned) ** 2)
         inside += prediction.mean - margin <= row.kl_base_tuned <= prediction.mean + margin
         widths.append(2 * margin)

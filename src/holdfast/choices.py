@@ -210,11 +210,11 @@ def _choice(among: Candidates, index: int) -> Choice:
 
 def _one(prediction: Prediction, index: int) -> Prediction:
     """One of many predictions made together."""
+    fields = ("mean", "stderr", "scatter", "dof")
+    every = np.broadcast_arrays(*(getattr(prediction, name) for name in fields))
     return Prediction(
-        mean=float(np.asarray(prediction.mean)[index]),
-        stderr=float(np.asarray(prediction.stderr)[index]),
-        scatter=prediction.scatter,
-        dof=float(np.broadcast_to(prediction.dof, np.shape(prediction.mean))[index]),
+        **{name: float(each[index]) for name, each in zip(fields, every, strict=True)},
+        scatter_dof=prediction.scatter_dof,
         extrapolates=bool(np.asarray(prediction.extrapolates)[index]),
     )
 

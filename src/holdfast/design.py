@@ -1,6 +1,9 @@
-"""Which run to buy next: by how much each would narrow the interval at the plan's point, for what it costs.
+"""Which run to buy next: by how much each would narrow the plan's interval, for what it costs.
 
-The law is linearised where it was fitted, and what its interval should be follows without making a run. Run g, of
+The interval is the one a plan prints, of what one run at its point forgets: what is not known of the law, which more
+runs narrow without end, and how single runs scatter about it, which they only tell better.
+
+The law is linearised where it was fitted, and what its own interval should be follows without making a run. Run g, of
 checkpoints with Jacobian X_g (n, p) and noise covariance V_g (what whole runs differ by, and what fades between
 checkpoints), enters the laws' least squares by A_g = X_gᵀ X_g and S_g = X_gᵀ V_g X_g; B and S are their sums. Left
 out, it pulls the parameters by (B − A_g)⁻¹ s_g. With c_g = (B − A_g)⁻¹ j, j the derivative at the plan's point,
@@ -10,7 +13,8 @@ out, it pulls the parameters by (B − A_g)⁻¹ s_g. With c_g = (B − A_g)⁻�
 is what `stats.clustered_covariance` finds on average. Runs of one rank are less independent than it takes them to be:
 what the law misses at that rank they all miss, and they train on the same batches. So τ², a share of the variance
 between runs, is taken as common to a rank, and jᵀ B⁻¹ (Σ τ² u_g u_hᵀ) B⁻¹ j is added, over pairs of different runs
-of one rank, u_g = X_gᵀ 1; without it the cheapest seed is advised again and again.
+of one rank, u_g = X_gᵀ d, d what checkpoints scatter relative to each other; without it the cheapest seed is advised
+again and again.
 
 The textbook's information, Xᵀ V⁻¹ X (V-optimal design), is of an estimator that weighs runs by V, as the laws' does
 not: chosen by it, one long run carries all of a slope, and the jackknife, which leaves that run out, doubts it.
@@ -25,22 +29,22 @@ import numpy as np
 import pandas as pd
 
 from holdfast.choices import measure_of_forgetting
-from holdfast.costs import cost
 from holdfast.errors import ConfigError, FitError
 from holdfast.fits import BY_RANK
 from holdfast.forecasting import RunScatter, law_jacobian, run_scatter
-from holdfast.laws import Fit, Laws, foreign, points
+from holdfast.laws import Fit, Laws, points
+from holdfast.offers import Candidate, known, possible_runs
 from holdfast.planning import plan
 from holdfast.stats import FloatArray, as_dict, common_share, rounded, t_quantile
 
 LEVEL = 0.9
 """Of the interval that is to be narrowed."""
 
-REACH, LENGTHS = 2, math.sqrt(2)
-"""How many times the study's longest run a candidate may be, and the ratio of the lengths that are tried."""
-
 HARDLY = 0.05
 """A purchase that narrows the interval by less than this share is not worth making, unless it is asked for."""
+
+SURE = 0.05
+"""Chance of error at which a tolerance is called out of reach, for single runs scatter by more."""
 
 LEAST = 1e-9
 """Share of what is known that every direction is given, so that one which no run tells is merely wide."""
@@ -60,30 +64,16 @@ class Terms(NamedTuple):
     spread: FloatArray
     """(p, p) S_g."""
     pull: FloatArray
-    """(p,) X_gᵀ 1, as a whole."""
+    """(p,) X_gᵀ d, as a whole, d how much each of its checkpoints scatters."""
     r: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A run that could be made, or one in progress that could be finished."""
-
-    r: int
-    steps: int
-    finishes: str | None
-    """Name of the run in progress; None for a new one. A finished run is never taken further: with more steps it is
-    another run, made from its start."""
-    tokens: int
-    """To train on: of a run in progress, what is left after its last measurement."""
-    flop: float | None
-    """To train on them, by `costs`; None where the size of the base is not known."""
-    measured: tuple[int, ...]
-    """Steps of all its checkpoints; the laws leave out the first share of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Purchase:
-    """A candidate and what it is expected to do, in nats per token of forgetting; infinite without an interval."""
+    """A candidate and what it is expected to do to the plan's interval, nats per token; infinite without one.
+
+    Where the interval is narrow by luck, both widths are of what such runs give on average.
+    """
 
     candidate: Candidate
     width_before: float
@@ -102,13 +92,17 @@ class Purchase:
 
 @dataclass(frozen=True, kw_only=True)
 class NextRuns:
-    """What to run next, or to stop. Widths are of the law's 90 % interval at the plan's point, nats per token."""
+    """What to run next, or to stop. Widths are of 90 % intervals of forgetting at the plan's point, nats per token."""
 
     at: Place
     width: float
-    """As the laws are now; nan without an interval."""
+    """Of what one run forgets, as a plan by the laws as they are prints it; nan without an interval."""
     expected_width: float
     """What runs like these give on average: that of few runs is often narrow by luck. Infinite of one run."""
+    limit: float
+    """What no number of runs would make it narrower than, by how single runs scatter."""
+    law_width: float
+    """Of the law alone, the average of many runs: what more runs narrow without end; nan without an interval."""
     chosen: tuple[Purchase, ...]
     """As many as were asked for, each counting on those before it; empty when stopping."""
     ranked: tuple[Purchase, ...]
@@ -130,13 +124,14 @@ def next_runs(
     candidates: Sequence[Candidate] | None = None, tolerance: float | None = None, number: int = 1,
     least: float = HARDLY,
 ) -> NextRuns:  # fmt: skip
-    """Candidates by how much each should narrow the interval of forgetting at the plan's point, for its cost.
+    """Candidates by how much each should narrow the plan's interval, of what one run forgets, for its cost.
 
     The point is `at`, rank and steps, or that of `planning.plan` under `max_forgetting`. `candidates` are those of
     `possible_runs` unless given. A run may widen the interval: one far from the point that outweighs the others.
     Until some run has reached the steps of the point, only candidates that do, or the longest, are ranked: an interval
     beyond all runs rests on the formula alone. Stops when the interval is within `tolerance`, both as the laws have it
-    and as it is expected to be, for that of few runs is often narrow by luck; or when no candidate narrows it by 5 %.
+    and as it is expected to be, for that of few runs is often narrow by luck; when single runs surely scatter by more;
+    or when no candidate narrows it by 5 %.
 
     Raises:
         ConfigError: not exactly one of `at` and `max_forgetting`, or a number, tolerance or place out of range.
@@ -163,7 +158,7 @@ def next_runs(
     state = _state(laws, table, at)
     ranked = _ranked(state, offers)
     best = min(each.width_after / each.width_before for each in ranked)
-    expected = _width(replace(state, scale=1.0))
+    expected = _width(replace(state, scale=1.0, point=state.usual))
     stop, reason = _verdict(state, expected, 1 - best, tolerance, least)
     chosen: list[Purchase] = []
     while not stop and len(chosen) < number and offers:
@@ -173,38 +168,10 @@ def next_runs(
         # A new run can be made again with another seed.
         offers = tuple(offer for offer in offers if offer is not bought or bought.finishes is None)
     return NextRuns(
-        at=at, width=state.width, expected_width=expected, chosen=tuple(chosen), ranked=ranked, stop=stop,
-        reason=reason, warnings=tuple(dict.fromkeys([*unkept, *state.doubts, *state.law.warnings])),
+        at=at, width=state.width, expected_width=expected, limit=state.limit, law_width=state.law_width,
+        chosen=tuple(chosen), ranked=ranked, stop=stop, reason=reason,
+        warnings=tuple(dict.fromkeys([*unkept, *state.doubts, *state.law.warnings])),
     )  # fmt: skip
-
-
-def possible_runs(laws: Laws, table: pd.DataFrame) -> tuple[Candidate, ...]:
-    """New runs worth considering, measured as densely as the study's own, and the runs in progress that are like them.
-
-    Ranks: the study's, the powers of two between, and one beyond each end. Lengths: from the shortest run to twice the
-    longest, in ratios of √2.
-
-    Raises:
-        FitError: parameters per rank or tokens per step differ between runs.
-    """
-    done = table[table["run"].isin(laws.runs) & (table["step"] > 0)]
-    runs = done.groupby("run")["total_steps"].first().astype(int)
-    first, count = int(done["step"].min()), int(done.groupby("run")["step"].nunique().max())
-    lengths = sorted({*runs.tolist(), *map(round, _lengths(runs.min(), REACH * runs.max()))})
-    powers = (2**k for k in range(max(laws.ranks).bit_length() + 1))
-    ranks = sorted({*laws.ranks, *(power for power in powers if 2 * power >= min(laws.ranks))})
-
-    def measured(steps: int) -> tuple[int, ...]:  # in equal ratios, as `config.RunConfig.measured_steps`
-        return tuple(np.unique(np.rint(np.geomspace(min(first, steps), steps, count)).astype(int)).tolist())
-
-    offers = [_candidate(laws, r, steps, measured(steps), run=None, had=0) for r in ranks for steps in lengths]
-    for run, rows in table[table["state"] == "in progress"].groupby("run"):
-        if foreign(laws, table, str(run)):
-            continue
-        r, steps, had = int(rows["r"].iloc[0]), int(rows["total_steps"].iloc[0]), int(rows["step"].fillna(0).max())
-        if had < steps:
-            offers.append(_candidate(laws, r, steps, measured(steps), run=str(run), had=had))
-    return tuple(offers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +186,12 @@ class _State:
     reached: float
     """Steps of the longest run."""
     width: float
+    law_width: float
+    limit: float
+    point: float
+    """Standard deviation of one run there about the law: the laws' own, or the usual one where that is larger."""
+    usual: float
+    """The same by `scatter`, which is never narrow by luck."""
     direction: FloatArray
     """(p,) derivative of the law at the place, over `unit`."""
     unit: FloatArray
@@ -227,21 +200,25 @@ class _State:
     shared: float
     """Variance between runs that runs of one rank have in common."""
     scale: float
-    """What makes the expected width, as it is now, that of the laws' own interval."""
+    """What makes the law's expected standard error, as it is now, that of the laws, but 1 where theirs is smaller."""
     doubts: tuple[str, ...]
 
 
 def _state(laws: Laws, table: pd.DataFrame, at: Place) -> _State:
-    law, per_rank = laws.joint[measure_of_forgetting(laws)], _known(laws.params_per_rank, "parameters per rank")
+    law, per_rank = laws.joint[measure_of_forgetting(laws)], known(laws.params_per_rank, "parameters per rank")
     own = table[table["run"].isin(laws.runs)]
     have = points(own, corpus=laws.corpus, skip_fraction=laws.skip_fraction)
-    low, high = law.predict(trainable_params=at[0] * per_rank, steps=at[1]).interval(LEVEL)
-    scatter, width, doubts = run_scatter(law, have), float(high - low), []
+    now, scatter, doubts = law.predict(trainable_params=at[0] * per_rank, steps=at[1]), run_scatter(law, have), []
+    limit = 2 * t_quantile((1 + LEVEL) / 2, math.inf) * float(now.scatter)
+    ends = now.run_quantile((1 - LEVEL) / 2), now.run_quantile((1 + LEVEL) / 2)
+    width, law_width = (float(high - low) for low, high in (ends, now.interval(LEVEL)))
     if math.isnan(scatter.level):
         scatter = replace(scatter, level=scatter.noise)
         doubts.append("the runs do not tell how runs differ: taken to be as much as single checkpoints do")
     least = LEAST * max(abs(each.value) for each in law.parameters.values())
     scatter = replace(scatter, noise=max(scatter.noise, least))
+    usual = math.sqrt(float(scatter.between(np.array([at[1]]))[0, 0]) + scatter.noise**2)
+    usual *= float(law.scatter.relative(now.mean))
     if math.isnan(width):
         doubts.append("widths are of the linearised law, and only their ratios are of use")
     runs = {str(run): rows for run, rows in have.groupby("run")}
@@ -249,14 +226,14 @@ def _state(laws: Laws, table: pd.DataFrame, at: Place) -> _State:
     unit = np.linalg.norm(law_jacobian(law, trainable_params=have["trainable_params"], steps=have["steps"]), axis=0)
     unit = np.maximum(unit, least)
     state = _State(
-        law=law, scatter=scatter, per_rank=per_rank, skip_fraction=laws.skip_fraction, at=at, width=width, unit=unit,
-        reached=float(have["steps"].max()), shared=_shared(law, have) * scatter.level**2, scale=1.0,
-        doubts=tuple(doubts),
+        law=law, scatter=scatter, per_rank=per_rank, skip_fraction=laws.skip_fraction, at=at, width=width,
+        law_width=law_width, limit=limit, point=max(float(now.scatter), usual), usual=usual, unit=unit, scale=1.0,
+        reached=float(have["steps"].max()), shared=_shared(law, have) * scatter.level**2, doubts=tuple(doubts),
         direction=law_jacobian(law, trainable_params=at[0] * per_rank, steps=at[1]) / unit,
         by_run=dict(zip(runs, _terms(law, scatter, unit, per_rank, places), strict=True)),
     )  # fmt: skip
-    ratio = width / _width(state)
-    return replace(state, scale=ratio) if ratio > 0 else state
+    ratio = float(now.stderr) / math.sqrt(_law_variance(state)[0])
+    return replace(state, scale=ratio) if ratio > 1 else state
 
 
 def _shared(law: Fit, have: pd.DataFrame) -> float:
@@ -265,7 +242,8 @@ def _shared(law: Fit, have: pd.DataFrame) -> float:
     From the runs' mean residuals; the half counts as one repeated run.
     """
     inputs = {name: have[name].to_numpy(np.float64) for name in law.domain}
-    missed = have.assign(missed=have[law.quantity] - law.predict(**inputs).mean).groupby("run")
+    fitted = law.predict(**inputs).mean
+    missed = have.assign(missed=(have[law.quantity] - fitted) / law.scatter.relative(fitted)).groupby("run")
     ranks = missed["r"].first().to_numpy()
     found, _ = common_share(missed["missed"].mean().to_numpy(), groups=ranks, constants=BY_RANK)
     repeats = len(ranks) - len(set(ranks.tolist()))
@@ -278,22 +256,34 @@ def _terms(
     """Those of some runs, each given as its rank and the steps that the laws use."""
     ends = np.cumsum([len(steps) for _, steps in runs])
     params = np.concatenate([np.full(len(steps), r * per_rank) for r, steps in runs])
-    every = law_jacobian(law, trainable_params=params, steps=np.concatenate([steps for _, steps in runs])) / unit
+    steps = np.concatenate([steps for _, steps in runs])
+    every = law_jacobian(law, trainable_params=params, steps=steps) / unit
+    scale = law.scatter.relative(law.predict(trainable_params=params, steps=steps).mean)
     return [
-        Terms(x.T @ x, x.T @ (scatter.between(steps) + scatter.within(len(steps))) @ x, x.sum(axis=0), r)
-        for x, (r, steps) in zip(np.split(every, ends[:-1]), runs, strict=True)
+        Terms(x.T @ x, (d * x.T) @ (scatter.between(steps) + scatter.within(len(steps))) @ (d * x.T).T, d @ x, r)
+        for x, d, (r, steps) in zip(np.split(every, ends[:-1]), np.split(scale, ends[:-1]), runs, strict=True)
     ]
 
 
 def _width(state: _State) -> float:
-    """2 t σ, with Student's t as `Fit.predict` counts its degrees of freedom; infinite for one run.
+    """Of one run, as `Prediction.run_quantile`: what is not known of the law, and how single runs scatter."""
+    variance, dof = _law_variance(state)
+    if math.isinf(variance):
+        return math.inf
+    told = max(state.law.scatter.dof * len(state.by_run) / state.law.n_runs, 1)
+    of_law, of_run = (t_quantile((1 + LEVEL) / 2, each) for each in (dof, told))
+    return 2 * math.hypot(of_law * math.sqrt(variance), of_run * state.point)
 
-    Infinite too where a run fewer leaves the law open: the variance, then, is a rounding error of either sign.
+
+def _law_variance(state: _State) -> tuple[float, float]:
+    """Expected, of the law at the place, and its degrees of freedom as `Fit.predict` counts them.
+
+    Infinite for one run, and where a run fewer leaves the law open: it would be a rounding error of either sign.
     """
     own, spread, pull, r = (np.stack(each) for each in zip(*state.by_run.values(), strict=True))
     runs, j = len(own), state.direction
     if runs < 2:
-        return math.inf
+        return math.inf, 0.0
     total = own.sum(axis=0) + LEAST * np.eye(len(j))
     share = own @ np.linalg.inv(total)
     crossed = share @ spread
@@ -303,11 +293,9 @@ def _width(state: _State) -> float:
     moves = pull @ np.linalg.solve(total, j)
     alike = (r[:, None] == r) & ~np.eye(runs, dtype=bool)
     variance += state.shared * float(moves @ alike @ moves)
-    if variance <= 0:
-        return math.inf
     weights = moves**2
     dof = float(weights.sum() ** 2 / (weights**2).sum()) * (runs - 1) / runs
-    return 2 * state.scale * t_quantile((1 + LEVEL) / 2, max(dof, 1)) * math.sqrt(variance)
+    return (state.scale**2 * variance if variance > 0 else math.inf), max(dof, 1)
 
 
 def _bought(state: _State, candidate: Candidate, terms: Terms) -> _State:
@@ -335,36 +323,20 @@ def _ranked(state: _State, offers: Sequence[Candidate]) -> tuple[Purchase, ...]:
 
 def _verdict(state: _State, expected: float, best: float, tolerance: float | None, least: float) -> tuple[bool, str]:
     """Whether to stop, and why or why not, in a sentence. `best` is the largest share any candidate narrows it by."""
-    where = f"for r = {state.at[0]} at {state.at[1]} steps"
+    where = f"for a run of r = {state.at[0]} and {state.at[1]} steps"
     if math.isnan(state.width):
         return False, f"There is no interval yet {where}: these runs are too few."
-    now = f"the {100 * LEVEL:.0f} % interval {where} is {rounded(state.width, state.width / 4)} nats wide"
+    limit, low = state.limit, state.limit * state.law.scatter.surely(SURE)
+    now = (
+        f"the {100 * LEVEL:.0f} % interval {where} is {rounded(state.width, state.width / 4)} nats wide, "
+        f"{rounded(limit, limit / 4)} if the law were known, for single runs scatter"
+    )
+    if tolerance is not None and max(state.width, expected) <= tolerance:
+        return True, f"Stop: {now}; it is within {tolerance:g}."
+    if tolerance is not None and low > tolerance:
+        return True, f"Stop: {now}; no number of runs would bring it within {tolerance:g}."
     if tolerance is not None and state.width <= tolerance:
-        if expected <= tolerance:
-            return True, f"Stop: {now}, within {tolerance:g}."
-        now += f" by luck, as runs like these give {rounded(expected, expected / 4)} on average"
+        now += f"; that is luck, as runs like these give {rounded(expected, expected / 4)} on average"
     if best < least:
-        return True, f"Stop: {now}, and no candidate would narrow it by {100 * least:.0f} %."
-    return False, f"T{now[1:]}; what follows narrows it most for its cost."
-
-
-def _candidate(
-    laws: Laws, r: int, steps: int, measured: tuple[int, ...], *, run: str | None, had: int
-) -> Candidate:  # fmt: skip
-    spent = cost(
-        steps=steps - had, tokens_per_step=_known(laws.tokens_per_step, "tokens per step"),
-        trainable_params=r * _known(laws.params_per_rank, "parameters per rank"), base_params=laws.base_params,
-        seconds_per_token=None,
-    )  # fmt: skip
-    return Candidate(r=r, steps=steps, finishes=run, tokens=spent.tokens or 0, flop=spent.flop, measured=measured)
-
-
-def _lengths(shortest: float, longest: float) -> list[float]:
-    count = math.ceil(math.log(longest / shortest, LENGTHS) - LEAST)
-    return [shortest * LENGTHS**k for k in range(count)] + [longest]
-
-
-def _known(value: float | None, what: str) -> float:
-    if value is None:
-        raise FitError(f"got {what} that differ between the runs, expected one value, at the runs to buy")
-    return value
+        return True, f"Stop: {now}; no run would narrow it by {100 * least:.0f} %."
+    return False, f"T{now[1:]}. What follows narrows it most for its cost."

@@ -20,7 +20,16 @@ from holdfast.errors import ConfigError, FitError
 from holdfast.fitting import Loss, Solution, identification, orthogonal_line, resampled_fits, separable_fit
 from holdfast.formulas import LAWS, LINE, Law
 from holdfast.points import only
-from holdfast.stats import Estimate, FloatArray, Prediction, clustered_covariance, common_share, number
+from holdfast.stats import (
+    Estimate,
+    FloatArray,
+    Prediction,
+    Scatter,
+    clustered_covariance,
+    common_share,
+    number,
+    scatter_about,
+)
 
 HUBER = 1.345
 """Residual, in robust standard deviations, beyond which a point pulls no harder: 95 % efficient under normal noise."""
@@ -68,6 +77,8 @@ class Fit:
     r2: float
     """In sample: says little about forecasts."""
     rmse: float
+    scatter: Scatter
+    """Of one new run's measurement about the law."""
     n_points: int
     n_runs: int
     reference: dict[str, float]
@@ -96,12 +107,11 @@ class Fit:
         variance = np.einsum("ni,ij,nj->n", jacobian, np.array(self.covariance), jacobian)
         limits = list(self.domain.values())
         outside = [(value < low) | (value > high) for value, (low, high) in zip(values, limits, strict=True)]
-        shape = values[0].shape
+        variance, dof, mean = np.maximum(variance, 0), self._dof(jacobian), columns @ linear
+        numbers = {"mean": mean, "stderr": np.sqrt(variance), "scatter": self.scatter.at(mean), "dof": dof}
         return Prediction(
-            mean=stats.unwrapped((columns @ linear).reshape(shape)),
-            stderr=stats.unwrapped(np.sqrt(np.maximum(variance, 0)).reshape(shape)),
-            scatter=self.rmse * math.sqrt(self.n_points / (self.n_points - len(self.parameters))),
-            dof=stats.unwrapped(self._dof(jacobian).reshape(shape)),
+            **{name: stats.unwrapped(each.reshape(values[0].shape)) for name, each in numbers.items()},
+            scatter_dof=self.scatter.dof,
             extrapolates=stats.unwrapped(np.any(outside, axis=0)),
         )
 
@@ -149,6 +159,7 @@ class Fit:
                 },
                 "domain": {name: (low, high) for name, (low, high) in held["domain"].items()},
                 **{name: number(held[name]) for name in ("condition", "starts_agreeing", "r2", "rmse")},
+                "scatter": Scatter.from_dict(held["scatter"]),
                 "warnings": tuple(held["warnings"]),
             }
         )
@@ -306,6 +317,9 @@ def evidence(
         starts_agreeing=solution.starts_agreeing,
         r2=1 - squares / variation if variation > 0 else math.nan,
         rmse=math.sqrt(squares / len(y)),
+        scatter=scatter_about(
+            solution.residuals, fitted=y - solution.residuals, jacobian=solution.jacobian, clusters=runs
+        ),
         n_points=len(y),
         n_runs=n_runs,
         reference=reference,

@@ -2,10 +2,9 @@
 
     value at checkpoint j of run i = law(P_i, N_ij) + level_i + slope_i · ln(N_ij / N0) + e_ij
 
-Levels and slopes differ from run to run; e fades from one checkpoint to the next. How large each is comes from the
-finished runs' residuals about the law. The run's own first points then say how much of its level and slope to believe,
-and how far to move the law itself (partial pooling): a run that has shown nothing is forecast by the law, a long one
-mostly by itself.
+Levels and slopes differ from run to run; e fades from one checkpoint to the next. How large each is comes from finished
+runs' residuals. The run's own first points say how much of its level and slope to believe, and how far to move the law
+itself (partial pooling): a run that has shown nothing is forecast by the law, a long one mostly by itself.
 """
 
 import itertools
@@ -20,7 +19,7 @@ import pandas as pd
 
 from holdfast.errors import ConfigError
 from holdfast.laws import FORGETTING, SKIP_FRACTION, STEPS, Fit, Laws, fit, fit_law, foreign, points
-from holdfast.stats import FloatArray, Prediction, as_dict, rounded
+from holdfast.stats import FloatArray, Prediction, as_dict, rounded, satterthwaite_dof
 
 LEVEL = 0.9
 """Of the interval in a sentence and in a score."""
@@ -44,7 +43,7 @@ FOLLOWED = 1e3
 
 @dataclass(frozen=True, kw_only=True)
 class RunScatter:
-    """How the checkpoints of a study lie about its law; standard deviations in the unit of the quantity."""
+    """How checkpoints lie about a law; standard deviations where it is at the reference of its `stats.Scatter`."""
 
     level: float
     """Of whole runs, at `reference` steps; nan where the runs are too few to tell."""
@@ -106,7 +105,7 @@ class Forecast:
     def __str__(self) -> str:
         """A sentence for the last of the steps."""
         mean, law = float(np.asarray(self.prediction.mean)[-1]), float(np.asarray(self.law.mean)[-1])
-        error = math.hypot(float(np.asarray(self.prediction.stderr)[-1]), self.prediction.scatter)
+        error = float(np.hypot(self.prediction.stderr, self.prediction.scatter)[-1])
         verb = {"kl_base_tuned": "forget", "target_nll": "reach a loss of"}.get(self.quantity, f"reach {self.quantity}")
         unit = "on" if self.quantity == "target_nll" else "nats per token on"
         low, high = (rounded(max(float(end[-1]), 0.0), error) for end in self.interval())
@@ -198,7 +197,7 @@ def law_jacobian(law: Fit, *, trainable_params: npt.ArrayLike, steps: npt.ArrayL
 def run_scatter(law: Fit, finished: pd.DataFrame) -> RunScatter:
     """How the runs behind a law lie about it, by restricted maximum likelihood on the linearised law.
 
-    Restricted, because a law of p constants fitted to few runs takes up much of what they differ by. The likelihood is
+    Restricted, as a law of p constants fitted to few runs takes up much of what they differ by. The likelihood is
     multiplied by the level's standard deviation and the root of the slope's: among few runs its maximum is often at no
     difference at all, and an interval built on that is too narrow. The memory may be 0.
 
@@ -206,9 +205,11 @@ def run_scatter(law: Fit, finished: pd.DataFrame) -> RunScatter:
     parameters in multilevel models".
     """
     inputs = {name: finished[name].to_numpy(np.float64) for name in ("trainable_params", "steps")}
-    residuals = finished[law.quantity].to_numpy(np.float64) - np.asarray(law.predict(**inputs).mean)
+    fitted = np.asarray(law.predict(**inputs).mean)
+    scale = law.scatter.relative(fitted)
+    residuals = (finished[law.quantity].to_numpy(np.float64) - fitted) / scale
     reference = float(np.exp(np.log(inputs["steps"]).mean()))
-    jacobian = law_jacobian(law, **inputs)
+    jacobian = law_jacobian(law, **inputs) / scale[:, None]
     lengths = np.maximum(np.linalg.norm(jacobian, axis=0), np.finfo(float).tiny)
     left, singular, _ = np.linalg.svd(jacobian / lengths, full_matrices=False)
     design = left[:, singular > ROUNDING * singular[0]]
@@ -234,8 +235,7 @@ def line_alone(own: pd.DataFrame, quantity: str, steps: npt.ArrayLike) -> FloatA
     if len(own) < 2:
         return np.full(wanted.shape, np.nan)
     measured = own[["steps", quantity]].to_numpy(np.float64)
-    line = np.polynomial.Polynomial.fit(np.log(measured[:, 0]), measured[:, 1], 1)
-    return np.asarray(line(wanted))
+    return np.asarray(np.polynomial.Polynomial.fit(np.log(measured[:, 0]), measured[:, 1], 1)(wanted))
 
 
 def power_alone(own: pd.DataFrame, quantity: str, steps: npt.ArrayLike) -> FloatArray:
@@ -323,8 +323,9 @@ def _conditioned(
     known = scatter.runs_dof > 0 and bool(np.isfinite(uncertain).all())
     if math.isnan(scatter.level):
         scatter = replace(scatter, level=FOLLOWED * max(scatter.noise, ROUNDING))
-    shared, between = jacobian @ np.nan_to_num(uncertain) @ jacobian.T, scatter.between(places)
-    prior, noise = shared + between, scatter.within(n)
+    scale, shared = law.scatter.relative(expected), jacobian @ np.nan_to_num(uncertain) @ jacobian.T
+    between = np.outer(scale, scale) * scatter.between(places)
+    prior, noise = shared + between, np.outer(scale[:n], scale[:n]) * scatter.within(n)
     # A noise of rounding keeps the solve defined where nothing else is uncertain.
     floor = (ROUNDING * float(np.abs(expected).max())) ** 2 * np.eye(n)
     gain = np.linalg.solve(prior[:n, :n] + noise + floor, prior[:n, n:]).T
@@ -332,12 +333,11 @@ def _conditioned(
     splits = ((errors, shared), (errors, between), (gain, noise))
     parts = np.stack([np.einsum("ij,jk,ik->i", by, covariance, by) for by, covariance in splits])
     stderr = np.sqrt(parts.sum(axis=0)) if known else np.full(m, np.nan)
-    parts[2] += scatter.noise**2
     dofs = np.stack(np.broadcast_arrays(at.dof, scatter.runs_dof, scatter.noise_dof, places)[:3])[:, n:]
-    dof = parts.sum(axis=0) ** 2 / np.maximum((parts**2 / np.maximum(dofs, 1)).sum(axis=0), np.finfo(float).tiny)
     return Prediction(
-        mean=expected[n:] + gain @ (values - expected[:n]), stderr=stderr, scatter=scatter.noise,
-        dof=np.maximum(dof, 1) if known else np.zeros(m),
+        mean=expected[n:] + gain @ (values - expected[:n]), stderr=stderr, scatter=scatter.noise * scale[n:],
+        dof=satterthwaite_dof(*zip(parts, np.maximum(dofs, 1), strict=True)) if known else np.zeros(m),
+        scatter_dof=scatter.noise_dof,
         extrapolates=np.broadcast_to(at.extrapolates, places.shape)[n:],
     )  # fmt: skip
 

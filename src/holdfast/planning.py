@@ -88,8 +88,8 @@ class Plan:
             ("Rank", self.r),
             ("Steps", f"{self.steps:,}"),
             ("Trainable parameters", f"{self.trainable_params:,}"),
-            ("Forgetting, nats per token", _expected(self.forgetting)),
-            ("Target loss, nats per token", _expected(self.target_nll)),
+            ("Forgetting, nats per token", _one_run(self.forgetting, "")),
+            ("Target loss, nats per token", _one_run(self.target_nll, "")),
             ("Chance of exceeding the budget", _chance(over)),
         ]
         head = ("Recommended" if self.feasible else "Not feasible; the nearest miss", "")
@@ -238,15 +238,16 @@ def _ranks_pay_alike(laws: Laws) -> bool:
 
 
 def _outcome(laws: Laws, answer: Answer) -> str:
-    choice, corpus = answer.choice, laws.corpus
-    if measure_of_forgetting(laws) == "kl_base_tuned":
-        forgets = f"forget {_one_run(choice.forgetting, corpus)}"
-    else:
-        forgets = f"have a {WORDS[measure_of_forgetting(laws)]} of {_one_run(choice.forgetting, corpus)}"
-    forecast = (
-        f"r = {choice.r} for {choice.steps} steps should {forgets} "
-        f"and reach a loss of {_one_run(choice.target_nll, laws.target)}."
+    choice = answer.choice
+    forgotten, loss = (
+        _one_run(prediction, f" nats per token on {where}")
+        for prediction, where in ((choice.forgetting, laws.corpus), (choice.target_nll, laws.target))
     )
+    if measure_of_forgetting(laws) == "kl_base_tuned":
+        forgets = f"forget {forgotten}"
+    else:
+        forgets = f"have a {WORDS[measure_of_forgetting(laws)]} of {forgotten}"
+    forecast = f"r = {choice.r} for {choice.steps} steps should {forgets} and reach a loss of {loss}."
     return forecast if answer.feasible else f"Not feasible: the nearest choice misses {_misses(answer)}. {forecast}"
 
 
@@ -260,10 +261,10 @@ def _misses(answer: Answer) -> str:
     return " and ".join(misses)
 
 
-def _one_run(prediction: Prediction, where: str) -> str:
+def _one_run(prediction: Prediction, unit: str) -> str:
     """The expected value, and where most single runs come out: at 0 or above, as every loss and every KL."""
-    error = math.hypot(float(prediction.stderr), prediction.scatter)
-    expected = f"{rounded(max(float(prediction.mean), 0.0), error)} nats per token on {where}"
+    error = math.hypot(float(prediction.stderr), float(prediction.scatter))
+    expected = f"{rounded(max(float(prediction.mean), 0.0), error)}{unit}"
     if math.isnan(error):
         return expected
     ends = (max(float(prediction.run_quantile(tail)), 0.0) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
@@ -280,7 +281,7 @@ def _other_budgets(laws: Laws, answer: Answer, other: dict[float, Answer], *, ma
         if found.feasible and answer.feasible and _same(choice, answer.choice):
             sentences.append(f"At {budget} the answer would be the same.")
         elif found.feasible:
-            error = math.hypot(float(choice.target_nll.stderr), choice.target_nll.scatter)
+            error = math.hypot(float(choice.target_nll.stderr), float(choice.target_nll.scatter))
             loss = f"{rounded(float(choice.target_nll.mean), error)} nats per token on {laws.target}"
             beyond = ", beyond what was run" if choice.extrapolates else ""
             sentences.append(
@@ -335,14 +336,6 @@ def _rank_against_steps(fit: Fit) -> list[str]:
 def _exponent(estimate: Estimate) -> str:
     low, high = (rounded(end, estimate.stderr) for end in estimate.interval(LEVEL))
     return f"{rounded(estimate.value, estimate.stderr)} ({percent(LEVEL)} interval {low} to {high})"
-
-
-def _expected(prediction: Prediction) -> str:
-    """Where the law lies, with its interval."""
-    error = float(prediction.stderr)
-    low, high = (rounded(float(end), error) for end in prediction.interval(LEVEL))
-    ends = f"{percent(LEVEL)} interval {low} to {high}" if math.isfinite(error) else "no interval"
-    return f"{rounded(float(prediction.mean), error)} ({ends})"
 
 
 def _chance(over: float | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from holdfast.errors import ConfigError
 from holdfast.formulas import LINE, PAPER, Law
 from holdfast.laws import SKIP_FRACTION, Fit, Laws
-from holdfast.stats import Estimate
+from holdfast.stats import Estimate, Scatter
 
 PARAMS_PER_RANK = 2_498_560
 """Of LoRA on all seven linear maps of each of Llama-2-7B's 32 layers: 4 of 4096 by 4096, 3 between 4096 and 11008."""
@@ -208,6 +208,7 @@ def _fit(
         starts_agreeing=math.nan,
         r2=r2,
         rmse=math.nan,
+        scatter=Scatter(sd=math.nan, reference=1.0, power=0.0, least=0.0, dof=0.0),
         n_points=0,
         n_runs=len(RANKS),
         reference=reference,

@@ -19,11 +19,12 @@ import pandas as pd
 from holdfast import store
 from holdfast.config import RunConfig, Study
 from holdfast.costs import cost
-from holdfast.design import LEVEL, REACH, Candidate, NextRuns, Purchase, next_runs, possible_runs
+from holdfast.design import LEVEL, NextRuns, Purchase, next_runs
 from holdfast.display import duration
 from holdfast.errors import ConfigError
 from holdfast.laws import Laws, fit
 from holdfast.methods import Lora, named
+from holdfast.offers import REACH, Candidate, possible_runs
 from holdfast.stats import as_dict, rounded
 from holdfast.store import Run
 

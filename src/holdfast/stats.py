@@ -11,12 +11,15 @@ from typing import Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import fdtrc, stdtr, stdtrit
+from scipy.special import chdtri, fdtrc, stdtr, stdtrit
 
 FloatArray = npt.NDArray[np.float64]
 
 SINGULAR = 1e-12
 """Smallest eigenvalue, of parameters scaled to a curvature of 1, that is more than rounding."""
+
+HALVINGS = 50
+"""Of an interval of probabilities, in search of one."""
 
 READABLE_PLACES = 6
 """Decimal places up to which a number prints in full; beyond, powers of ten read better."""
@@ -60,10 +63,12 @@ class Prediction:
     mean: float | FloatArray
     stderr: float | FloatArray
     """Uncertainty of the law itself, by the delta method."""
-    scatter: float
+    scatter: float | FloatArray
     """Standard deviation of single measurements about the law, which no number of runs removes."""
     dof: float | FloatArray
     """Of Student's t: fewer than runs − 1 where the prediction rests on some runs more than on others."""
+    scatter_dof: float
+    """The same of the scatter, which more runs tell than carry the law."""
     extrapolates: bool | npt.NDArray[np.bool_]
     """Some input lies outside what was fitted: the interval then rests on the formula being right."""
 
@@ -73,15 +78,35 @@ class Prediction:
         return self.mean - margin, self.mean + margin
 
     def run_quantile(self, probability: float) -> float | FloatArray:
-        """What one new run stays below with this probability: the law's uncertainty and a run's own scatter."""
-        return self.mean + t_quantile(probability, self.dof) * np.hypot(self.stderr, self.scatter)
+        """What one new run stays below with this probability: the law's uncertainty and a run's own scatter.
+
+        The margins of the two, each by its own degrees of freedom, are added in squares.
+
+        Source: Zou, Donner 2008, "Construction of confidence limits about effect measures: a general approach".
+        """
+        quantile: float | FloatArray = unwrapped(np.asarray(self.mean + self._margin(probability)))
+        return quantile
 
     def probability_above(self, limit: float) -> float | FloatArray:
         """The probability that one new run measures more than `limit`; the inverse of `run_quantile`."""
+        away = np.asarray(limit - self.mean)
+        low, high = np.full(away.shape, 0.5), np.ones(away.shape)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            beyond = self._margin(middle) < np.abs(away)
+            low, high = np.where(beyond, middle, low), np.where(beyond, high, middle)
         chance: float | FloatArray = unwrapped(
-            stdtr(self.dof, (self.mean - limit) / np.hypot(self.stderr, self.scatter))
+            np.where(np.isnan(self._margin(0.75)), np.nan, np.where(away > 0, 1 - low, low))
         )
         return chance
+
+    def _margin(self, probability: npt.ArrayLike) -> FloatArray:
+        """How far from the mean the quantile is, below it for less than a half."""
+        parts = (
+            t_quantile(probability, self.dof) * self.stderr,
+            t_quantile(probability, self.scatter_dof) * self.scatter,
+        )
+        return np.sign(np.asarray(probability) - 0.5) * np.hypot(*parts)
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold; nan becomes None."""
@@ -166,6 +191,112 @@ def clustered_covariance(*, scores: FloatArray, curvatures: FloatArray, clusters
     return covariance
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scatter:
+    """How one point of a new cluster, such as a checkpoint of a new run, lies about a law; see `scatter_about`."""
+
+    sd: float
+    """Standard deviation where the law is at `reference`."""
+    reference: float
+    power: float
+    """Of the law's value, that the standard deviation grows with; 0 where it is the same everywhere."""
+    least: float
+    """Value of the law below which it shrinks no further: the smallest that was fitted, or 0."""
+    dof: float
+
+    def at(self, mean: npt.ArrayLike) -> FloatArray:
+        """Standard deviation where the law has these values."""
+        return self.sd * self.relative(mean)
+
+    def relative(self, mean: npt.ArrayLike) -> FloatArray:
+        """The same over that at `reference`."""
+        return np.asarray((np.maximum(mean, self.least) / self.reference) ** self.power)
+
+    def surely(self, chance: float) -> float:
+        """Share of the standard deviation that the true one is above, but for this chance; 0 where nothing tells it."""
+        return math.sqrt(self.dof / float(chdtri(self.dof, chance))) if self.dof > 0 else 0.0
+
+    @classmethod
+    def from_dict(cls, held: dict[str, Any]) -> Self:
+        """The inverse of `as_dict`."""
+        return cls(**{name: number(value) for name, value in held.items()})
+
+
+POWERS = np.linspace(0, 2, 41)
+"""Of a law's value, that its scatter may grow with."""
+
+
+def scatter_about(
+    residuals: FloatArray, *, fitted: FloatArray, jacobian: FloatArray, clusters: npt.ArrayLike
+) -> Scatter:
+    """How points scatter about a law that was fitted to n of them in G clusters; `jacobian` is (n, p).
+
+    Forgetting of 0.1 nats scatters more than forgetting of 0.01. The power of the law's value is the likeliest, each
+    cluster counting as one point, under a normal prior about 0 of standard deviation 1: few clusters, or values that
+    are much alike, say nothing of it. It is 0 where a value is not positive.
+
+    Clusters differ as a whole and points within them; a fit takes up more of the former, as few clusters carry it. So
+    the sums of squares of the clusters' means and of the points about them are each scaled by what the fit has left of
+    them in expectation. The degrees of freedom are Satterthwaite's of both, points counting for fewer the longer their
+    noise lasts; none where the fit has as many constants as there are clusters or points.
+
+    Source: Henderson's method 3, in Searle, Casella, McCulloch 1992, "Variance components", section 5.5.
+    """
+    names, member = np.unique(np.asarray(clusters), return_inverse=True)
+    positive, moving = bool((fitted > 0).all()), bool((residuals != 0).any())
+    reference, power = (float(np.exp(np.log(fitted).mean())), 0.0) if positive else (1.0, 0.0)
+    if positive and moving:
+        sizes = np.log(fitted / reference)
+        squares = np.mean((residuals * np.exp(-np.outer(POWERS, sizes))) ** 2, axis=1)
+        power = float(POWERS[np.argmax(-0.5 * len(names) * np.log(squares) - 0.5 * POWERS**2)])
+    scatter = Scatter(
+        sd=math.nan, reference=reference, power=power, least=float(fitted.min()) if positive else 0.0, dof=0.0
+    )
+    scale = scatter.relative(fitted)
+    sd, dof = _one_new_point(residuals / scale, jacobian / scale[:, None], member)
+    return dataclasses.replace(scatter, sd=sd, dof=dof)
+
+
+def _one_new_point(residuals: FloatArray, jacobian: FloatArray, member: npt.NDArray[np.intp]) -> tuple[float, float]:
+    """Standard deviation of one point of a new cluster, and its degrees of freedom."""
+    counts, n = np.bincount(member), len(residuals)
+    lengths = np.linalg.norm(jacobian, axis=0)
+    basis, sizes, _ = np.linalg.svd(jacobian / np.where(lengths > 0, lengths, 1), full_matrices=False)
+    basis = basis[:, sizes > SINGULAR * sizes[0]]
+    total, spare = float(residuals @ residuals), n - basis.shape[1]
+    if spare < 1:
+        return math.nan, 0.0
+    sums = np.zeros((len(counts), basis.shape[1]))
+    np.add.at(sums, member, basis)
+    taken, both = float(np.sum(sums**2 / counts[:, None])), sums.T @ sums
+    among, within = len(counts) - taken, spare - len(counts) + taken
+    if min(among, within) < 0.5:  # hardly a cluster to spare; or hardly a second point in any, so each is a cluster
+        return math.sqrt(total / spare), float(spare) if within < 0.5 else 0.0
+    kept = float(np.trace(both)) - float(np.einsum("gi,ij,gj->", sums / counts[:, None], both, sums))
+    means = np.bincount(member, weights=residuals) / counts
+    about = residuals - means[member]
+    weights = np.linalg.solve([[n - float(np.trace(both)) - kept, kept], [among, within]], np.ones(2))
+    parts = weights * [float(counts @ means**2), float(about @ about)]
+    variance, square = float(parts.sum()), float(about @ about)
+    if variance <= 0:
+        return 0.0, float(spare)
+    follows = member[1:] == member[:-1]
+    memory = max(float(about[1:][follows] @ about[:-1][follows]) / square, 0) if square > 0 else 0.0
+    dofs = among, max(within * (1 - memory) / (1 + memory), 1.0)
+    return math.sqrt(variance), float(satterthwaite_dof(*zip(parts.tolist(), dofs, strict=True)))
+
+
+def satterthwaite_dof(*parts: tuple[FloatArray | float, FloatArray | float]) -> FloatArray:
+    """Degrees of freedom of a sum of variances, each with its own: (Σ v)² / Σ v² / dof; 0 where one has none.
+
+    Source: Satterthwaite 1946, "An approximate distribution of estimates of variance components".
+    """
+    variances, dofs = (np.stack(np.broadcast_arrays(*each)).astype(np.float64) for each in zip(*parts, strict=True))
+    none, total = (dofs <= 0).any(axis=0), variances.sum(axis=0)
+    shares = np.divide(variances, total, out=np.full_like(variances, 1 / len(parts)), where=total > 0)
+    return np.where(none, 0.0, 1 / np.sum(shares**2 / np.where(dofs > 0, dofs, 1), axis=0))
+
+
 def between_share(values: FloatArray, *, clusters: npt.ArrayLike) -> float:
     """Share of Σ value² that the clusters' own means account for: 1 when all of a cluster is alike, nan without any."""
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
@@ -194,13 +325,11 @@ def common_share(values: FloatArray, *, groups: npt.ArrayLike, constants: int) -
 @overload
 def t_quantile(probability: float, dof: float) -> float: ...
 @overload
-def t_quantile(probability: float, dof: float | FloatArray) -> float | FloatArray: ...
-def t_quantile(probability: float, dof: float | FloatArray) -> float | FloatArray:
+def t_quantile(probability: npt.ArrayLike, dof: npt.ArrayLike) -> float | FloatArray: ...
+def t_quantile(probability: npt.ArrayLike, dof: npt.ArrayLike) -> float | FloatArray:
     """Student's t quantile; nan without a degree of freedom."""
-    some = np.asarray(dof, dtype=np.float64)
-    quantile: float | FloatArray = unwrapped(
-        np.where(some > 0, stdtrit(np.where(some > 0, some, 1), probability), np.nan)
-    )
+    some, below = (np.asarray(each, dtype=np.float64) for each in (dof, probability))
+    quantile: float | FloatArray = unwrapped(np.where(some > 0, stdtrit(np.where(some > 0, some, 1), below), np.nan))
     return quantile
 
 
