@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from holdfast.design import Place
 from holdfast.planning import price_in_words
+from holdfast.points import points
 from holdfast.stats import Estimate, rounded
 from holdfast.tables import Examined, examine
 
@@ -26,8 +26,8 @@ from next_run import SHARES, advised, at_random, replaced, replay, small_pilot
 ENOUGH = 9
 """Runs, of which three begin a replay and 40 % of the tokens buy a few more."""
 
-CHANCES = 9
-"""Replays that buy at random, of which the median is told."""
+CHANCES = 3
+"""Replays that buy at random, for each place."""
 
 
 def read(folder: Path) -> pd.DataFrame:
@@ -80,46 +80,38 @@ def interval(estimate: Estimate) -> str:
     return f"{rounded(estimate.value, estimate.stderr)} ({low} to {high})"
 
 
-def bought(table: pd.DataFrame, places: Sequence[Place]) -> str:
-    """Markdown: the study made again by the advice of `next`, and at random."""
+def bought(table: pd.DataFrame) -> str:
+    """Markdown: the study made again by the advice of `next`, and at random, for a plan at each rank and step."""
     runs = table.loc[table["state"] == "done", "run"].nunique()
     if runs < ENOUGH:
         return f"Not before {ENOUGH} runs are in, for among {runs} there is nothing to choose."
-    shares = (f"{share:.0%}".replace("%", " %") for share in SHARES)
-    rows = [("plan", "whole study, width", *(f"advised, {share}" for share in shares), "at random, 40 %", "differs by")]
-    for at in places:
-        pilot = small_pilot(table)
-        found = replay(table, at=at, pilot=pilot, buy=advised(at), share=SHARES[-1])
-        whole, steps = found.iloc[-1], found.iloc[:-1]
-        chance = []
-        for seed in range(CHANCES):
-            buy = at_random(np.random.default_rng(seed))
-            chance.append(
-                replay(table, at=at, pilot=pilot, buy=buy, share=SHARES[-1])["width"].iloc[-2] / whole["width"]
-            )
-        chances = [width for width in chance if not math.isnan(width)]
-        within = [steps[steps["share"] <= share] for share in SHARES]
-        cells = [_bought(each, whole["width"]) for each in within]
-        away = steps["mean"].iloc[-1] - whole["mean"]
-        rows.append(
-            (
-                f"r = {at[0]}, {at[1]} steps",
-                f"{whole['width']:.4f}",
-                *cells,
-                f"{np.median(chances):.2f}" if chances else "no interval",
-                f"{away:+.4f}",
-            )
-        )
+    pilot, measured = small_pilot(table), points(table, skip_fraction=0.0)
+    found: list[dict[str, object]] = []
+    for (r, steps), rows in measured[measured["steps"] >= min(pilot.values())].groupby(["r", "steps"]):
+        at, values = (int(r), int(steps)), rows["kl_base_tuned"].to_numpy()
+        buyers = [advised(at), *(at_random(np.random.default_rng(seed)) for seed in range(CHANCES))]
+        for number, buy in enumerate(buyers):
+            made = replay(table, at=at, pilot=pilot, buy=buy, share=SHARES[-1])
+            whole, made = made.iloc[-1], made.iloc[:-1]
+            ways = {f"{'at random' if number else 'advised'}, {_percent(share)}": made[made["share"] <= share].iloc[-1]
+                    for share in SHARES}  # fmt: skip
+            for way, row in (ways if number else ways | {"whole study": whole}).items():
+                inside = (row["low"] <= values) & (values <= row["high"])
+                found.append(
+                    {"way": way, "width": row["width"] / whole["width"], "law": row["law_width"] / whole["law_width"],
+                     "inside": inside.mean()}
+                )  # fmt: skip
+        print(at, file=sys.stderr, flush=True)
+    rows = [("", "width, median", "middle half", "no wider at", "the law's own, median", "runs inside")]
+    for way, each in pd.DataFrame(found).groupby("way", sort=False):
+        low, middle, high = each["width"].quantile([0.25, 0.5, 0.75])
+        cells = (f"{middle:.2f}", f"{low:.2f} to {high:.2f}", _percent((each["width"] <= 1).mean()))
+        rows.append((str(way), *cells, f"{each['law'].median():.2f}", _percent(each["inside"].mean())))
     return markdown(rows)
 
 
-def _bought(rows: pd.DataFrame, whole: float) -> str:
-    if rows.empty:
-        return "–"
-    last = rows.iloc[-1]
-    if math.isnan(last["width"]):
-        return f"no interval ({last['n_runs']} runs)"
-    return f"{last['width'] / whole:.2f} ({last['n_runs']} runs)"
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")
 
 
 def markdown(rows: Sequence[Sequence[object]]) -> str:
@@ -133,11 +125,9 @@ def main() -> None:
     folder = Path(sys.argv[1])
     table, page = read(folder), folder / "README.md"
     found = examine(table)
-    longest, middle = table["total_steps"].max(), found.laws.ranks[len(found.laws.ranks) // 2]
-    places = [(found.laws.ranks[0], round(longest / 3)), *((middle, round(longest * part)) for part in (1 / 2, 5 / 6))]
     text = page.read_text(encoding="utf-8")
     for name, content in {
-        "said": said(found), "forms": forms(found), "constants": constants(found), "next": bought(table, places),
+        "said": said(found), "forms": forms(found), "constants": constants(found), "next": bought(table),
     }.items():  # fmt: skip
         print(content)
         text = replaced(text, name, content)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -136,7 +137,9 @@ def test_every_number_of_a_run_is_its_last_row(page, table):
 def test_the_recommendation_and_its_risk_are_the_plans(page, planned):
     words = " ".join(page.words.split())
     assert f"Train rank {planned.r} for {planned.steps} steps" in words
-    assert f"Chance that one such run exceeds 0.55{100 * planned.probability_over_budget:.2g} %" in words
+    assert f"Chance that one such run exceeds 0.55{planning.percent(planned.probability_over_budget)}" in words
+    ends = re.search(r"forget [\d.]+ nats per token on \w+ (\(90 % of runs [\d.]+ to [\d.]+\))", planned.reasons[1])
+    assert words.count(ends.group(1).strip("()")) == 2
     for sentence in (*planned.reasons, *planned.warnings):
         assert sentence in page.words
 

@@ -111,7 +111,8 @@ def next_(
     runs: Runs,
     max_forgetting: Budget = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Stop when the interval of predicted forgetting is this wide, nats per token.")
+        float | None,
+        typer.Option(help="Stop when the plan's interval, of what one run forgets, is this wide, nats per token."),
     ] = None,
     number: Annotated[int, typer.Option(min=1, help="How many runs to choose, each counting on those before.")] = 5,
     corpus: Corpus = None,

@@ -336,9 +336,9 @@ def _plan(plan: Plan) -> dict[str, Any]:
 
 
 def _prediction(prediction: Prediction) -> Cell:
-    """Of a loss or a KL, which are never below 0."""
-    mean, error = max(float(prediction.mean), 0.0), float(prediction.stderr)
+    """Of one run, as the plan says it in words: a loss or a KL, which are never below 0."""
+    mean, error = max(float(prediction.mean), 0.0), math.hypot(float(prediction.stderr), float(prediction.scatter))
     if not math.isfinite(error):
         return Cell(f"{mean:.3g}", "no interval")
-    low, high = (max(float(end), 0.0) for end in prediction.interval(LEVEL))
-    return Cell(rounded(mean, error), interval(low, high, error))
+    low, high = (max(float(prediction.run_quantile(tail)), 0.0) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Cell(rounded(mean, error), f"{percent(LEVEL)} of runs {interval(low, high, error)}")

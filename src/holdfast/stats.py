@@ -231,9 +231,9 @@ def scatter_about(
 ) -> Scatter:
     """How points scatter about a law that was fitted to n of them in G clusters; `jacobian` is (n, p).
 
-    Forgetting of 0.1 nats scatters more than forgetting of 0.01. The power of the law's value is the likeliest, each
-    cluster counting as one point, under a normal prior about 0 of standard deviation 1: few clusters, or values that
-    are much alike, say nothing of it. It is 0 where a value is not positive.
+    Forgetting of 0.1 nats may scatter more than forgetting of 0.01. The power of the law's value is the likeliest, each
+    cluster counting as one point, under a normal prior about 0 of standard deviation 1; and 0 unless that is likelier
+    by Schwarz's criterion, or where a value is not positive. Few clusters, or values much alike, say nothing of it.
 
     Clusters differ as a whole and points within them; a fit takes up more of the former, as few clusters carry it. So
     the sums of squares of the clusters' means and of the points about them are each scaled by what the fit has left of
@@ -248,7 +248,10 @@ def scatter_about(
     if positive and moving:
         sizes = np.log(fitted / reference)
         squares = np.mean((residuals * np.exp(-np.outer(POWERS, sizes))) ** 2, axis=1)
-        power = float(POWERS[np.argmax(-0.5 * len(names) * np.log(squares) - 0.5 * POWERS**2)])
+        likelihood = -0.5 * len(names) * np.log(squares)
+        likeliest = int(np.argmax(likelihood - 0.5 * POWERS**2))
+        if likelihood[likeliest] > likelihood[0] + 0.5 * math.log(len(names)):
+            power = float(POWERS[likeliest])
     scatter = Scatter(
         sd=math.nan, reference=reference, power=power, least=float(fitted.min()) if positive else 0.0, dof=0.0
     )
