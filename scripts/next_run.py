@@ -4,7 +4,7 @@ Simulated studies: the paper's law as KL, a grid of 6 ranks, 3 seeds and 260 ste
 grid, whose runs may be cut short, by the advice and at random; once they are made new, as many as the advice wants.
 Laws are refitted after every purchase. A real study is made again by `stored_study.py`.
 
-    python scripts/next_run.py                   # a quarter of an hour; writes a table of docs/theory.md
+    python scripts/next_run.py                   # half an hour of a core; writes a table of docs/theory.md
     python scripts/next_run.py --studies 4       # a shorter one, printed only
 """
 
