@@ -186,7 +186,7 @@ def test_the_next_run_is_named_with_its_cost(
     asked = ["next", str(made / "runs"), "--max-forgetting", "0.2"]
     code, out, _ = run(asked, monkeypatch, capsys)
     assert code == 0
-    assert "Candidates, for r = " in out
+    assert "Candidates, for a run of r = " in out
     code, out, _ = run([*asked, "--json"], monkeypatch, capsys)
     found = json.loads(out)
     gains = [purchase["gain"] for purchase in found["ranked"]]

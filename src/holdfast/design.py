@@ -328,8 +328,8 @@ def _verdict(state: _State, expected: float, best: float, tolerance: float | Non
         return False, f"There is no interval yet {where}: these runs are too few."
     limit, low = state.limit, state.limit * state.law.scatter.surely(SURE)
     now = (
-        f"the {100 * LEVEL:.0f} % interval {where} is {rounded(state.width, state.width / 4)} nats wide, "
-        f"{rounded(limit, limit / 4)} if the law were known, for single runs scatter"
+        f"the {100 * LEVEL:.0f} % interval {where} is {rounded(state.width, state.width / 4)} nats wide, and "
+        f"would be {rounded(limit, limit / 4)} if the law were known, as single runs scatter"
     )
     if tolerance is not None and max(state.width, expected) <= tolerance:
         return True, f"Stop: {now}; it is within {tolerance:g}."

@@ -271,7 +271,7 @@ def show_next(found: NextRuns) -> None:
         out().print(f"  {escape(str(purchase))}", soft_wrap=True)
     if found.chosen:
         out().print("[dim]A rank and number of steps that were run before need another seed.[/]")
-    table = Table(title=f"Candidates, for r = {found.at[0]} at {found.at[1]} steps", title_justify="left")
+    table = Table(title=f"Candidates, for a run of r = {found.at[0]} and {found.at[1]} steps", title_justify="left")
     for name in ("rank", "steps", "finishes", "tokens", "FLOP", "interval now", "then"):
         table.add_column(name, justify="right")
     for purchase in found.ranked[:SHOWN]:

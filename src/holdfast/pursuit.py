@@ -270,7 +270,7 @@ def _too_dear(found: NextRuns, spent_s: float, goal: Goal) -> str:
     spent = (
         f"Stop: {duration(spent_s)} of {duration(goal.budget_s)} are spent, and no run that the rest pays would do more"
     )
-    where = f"for r = {found.at[0]} at {found.at[1]} steps"
+    where = f"for a run of r = {found.at[0]} and {found.at[1]} steps"
     if math.isnan(found.width):
         return f"{spent}; there is no interval yet {where}."
     width, average = (rounded(each, each / 4) for each in (found.width, found.expected_width))

@@ -222,7 +222,7 @@ class Scatter:
         return cls(**{name: number(value) for name, value in held.items()})
 
 
-POWERS = np.linspace(0, 2, 41)
+POWERS = np.arange(41) / 20
 """Of a law's value, that its scatter may grow with."""
 
 
