@@ -40,7 +40,7 @@ def study(*runs: RunConfig) -> Study:
 
 
 STUDY = study()
-GOAL = Goal(max_forgetting=0.55, interval=0.02, budget_s=1e9)
+GOAL = Goal(max_forgetting=0.55, interval=0.018, budget_s=1e9)
 
 
 class Made:

@@ -331,12 +331,12 @@ def _verdict(state: _State, expected: float, best: float, tolerance: float | Non
         f"the {100 * LEVEL:.0f} % interval {where} is {rounded(state.width, state.width / 4)} nats wide, and "
         f"would be {rounded(limit, limit / 4)} if the law were known, as single runs scatter"
     )
+    if (usual := _width(state)) > (1 + HARDLY) * state.width:
+        now += f"; that is narrow by luck, such runs give {rounded(usual, usual / 4)} on average"
     if tolerance is not None and max(state.width, expected) <= tolerance:
         return True, f"Stop: {now}; it is within {tolerance:g}."
     if tolerance is not None and low > tolerance:
         return True, f"Stop: {now}; no number of runs would bring it within {tolerance:g}."
-    if tolerance is not None and state.width <= tolerance:
-        now += f"; that is luck, as runs like these give {rounded(expected, expected / 4)} on average"
     if best < least:
         return True, f"Stop: {now}; no run would narrow it by {100 * least:.0f} %."
     return False, f"T{now[1:]}. What follows narrows it most for its cost."

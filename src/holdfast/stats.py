@@ -290,7 +290,7 @@ def _one_new_point(residuals: FloatArray, jacobian: FloatArray, member: npt.NDAr
 
 
 def satterthwaite_dof(*parts: tuple[FloatArray | float, FloatArray | float]) -> FloatArray:
-    """Degrees of freedom of a sum of variances, each with its own: (Σ v)² / Σ v² / dof; 0 where one has none.
+    """Degrees of freedom of a sum of variances, each with its own: (Σ v)² / Σ (v² / dof); 0 where one has none.
 
     Source: Satterthwaite 1946, "An approximate distribution of estimates of variance components".
     """
