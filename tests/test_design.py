@@ -284,6 +284,10 @@ def test_it_stops_when_the_interval_is_narrow_enough_or_nothing_helps():
     assert idle.stop
     assert "no run would narrow it by 5 %" in idle.reason
     assert max(1 - each.width_after / each.width_before for each in idle.ranked) < 0.05
+    beyond = next_runs(fit(whole), whole, at=(32, 120), tolerance=0.6 * idle.limit, least=1e-9)
+    assert beyond.stop
+    assert "no number of runs would bring it within" in beyond.reason
+    assert not next_runs(fit(whole), whole, at=(32, 120), tolerance=0.98 * idle.limit, least=1e-9).stop
 
 
 def test_an_interval_that_is_narrow_by_luck_does_not_stop_it():
@@ -295,7 +299,9 @@ def test_an_interval_that_is_narrow_by_luck_does_not_stop_it():
         widths.append((found.width, seed, table))
     width, _, table = min(widths, key=lambda each: each[0])
     assert width < 0.5 * np.median([each[0] for each in widths])
-    assert not next_runs(fit(table), table, at=(32, 90), candidates=[new(32, 130)], tolerance=1.01 * width).stop
+    found = next_runs(fit(table), table, at=(32, 90), candidates=[new(32, 130)], tolerance=1.01 * width)
+    assert not found.stop
+    assert "narrow by luck" in found.reason
 
 
 def test_it_says_what_to_run_in_words_and_json():
