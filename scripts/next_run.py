@@ -203,15 +203,16 @@ def simulated_table(found: pd.DataFrame) -> str:
     head += [shares[2], f"at random, {shares[1]}", f"law alone, new runs, {shares[2]}"]
     head += [f"new holds, {shares[1]}", f"stored holds, {shares[1]}", "grid holds"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    _, quarter, most = map(str, SHARES)
     for (r, steps), rows in found.groupby("at", sort=False):
         by = rows.groupby(["way", "until"])
         medians, held = by[["width", "law_width", "share"]].median(), 100 * by["held"].mean()
         ratio, own = (medians[name] / medians[name]["grid", "whole"] for name in ("width", "law_width"))
         cells = [f"{ratio['new', str(share)]:.2f}" for share in SHARES]
         cells.append(f"{100 * medians['share']['new', 'stop']:.0f} %: {ratio['new', 'stop']:.2f}")
-        cells += [f"{ratio[place]:.2f}" for place in (("stored", "0.25"), ("stored", "0.4"), ("random", "0.25"))]
-        cells.append(f"{own['new', str(SHARES[2])]:.2f}")
-        cells += [f"{held[way]:.0f} %" for way in (("new", "0.25"), ("stored", "0.25"), ("grid", "whole"))]
+        cells += [f"{ratio[place]:.2f}" for place in (("stored", quarter), ("stored", most), ("random", quarter))]
+        cells.append(f"{own['new', most]:.2f}")
+        cells += [f"{held[way]:.0f} %" for way in (("new", quarter), ("stored", quarter), ("grid", "whole"))]
         lines.append(f"| r = {r}, {steps} steps | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import simulated
+from holdfast.design import next_runs
 from holdfast.errors import ConfigError, FitError
 from holdfast.laws import fit
 from holdfast.planning import frontier, percent, plan, price_in_words
 from holdfast.stats import Estimate
+from simulated_runs import Runs
 
 QUIET = fit(simulated.study())
 NOISY = fit(simulated.study(np.random.default_rng(0)))
@@ -357,3 +359,19 @@ def test_a_run_shorter_than_any_is_not_promised_to_forget_nothing():
 @pytest.mark.parametrize(("share", "said"), [(1.0, "100 %"), (0.996, "over 99 %"), (0.5, "50 %"), (0.001, "under 1 %")])
 def test_chances_near_certainty_are_whole_per_cents(share, said):
     assert percent(share) == said
+
+
+@pytest.mark.parametrize("made", [((8, 30), (8, 260)), ((8, 20), (64, 260), (256, 20))])
+def test_runs_that_the_law_follows_one_by_one_give_no_interval_of_a_run_and_no_nan(made):
+    """The law has one, by leaving runs out; how one more run would scatter these do not tell."""
+    runs = Runs(np.random.default_rng(1))
+    for r, steps in made:
+        table = runs.make(r, steps, np.unique(np.rint(np.geomspace(10, steps, 22))).astype(int).tolist())
+    laws = fit(table)
+    found = plan(laws, max_forgetting=0.45)
+    assert math.isfinite(found.forgetting.stderr)
+    assert math.isnan(found.probability_over_budget)
+    for said in (str(found), found._repr_html_(), str(next_runs(laws, table, max_forgetting=0.45))):
+        assert "nan" not in said
+    assert "% of runs" not in str(found)
+    assert any("risk of 10 % is not assured" in warning for warning in found.warnings)

@@ -331,8 +331,8 @@ def _verdict(state: _State, expected: float, best: float, tolerance: float | Non
         f"the {100 * LEVEL:.0f} % interval {where} is {rounded(state.width, state.width / 4)} nats wide, and "
         f"would be {rounded(limit, limit / 4)} if the law were known, as single runs scatter"
     )
-    if (usual := _width(state)) > (1 + HARDLY) * state.width:
-        now += f"; that is narrow by luck, such runs give {rounded(usual, usual / 4)} on average"
+    if (before := _width(state)) > (1 + HARDLY) * state.width:
+        now += f"; that is narrow by luck, such runs give {rounded(before, before / 4)} on average"
     if tolerance is not None and max(state.width, expected) <= tolerance:
         return True, f"Stop: {now}; it is within {tolerance:g}."
     if tolerance is not None and low > tolerance:

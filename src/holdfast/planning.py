@@ -254,7 +254,7 @@ def _outcome(laws: Laws, answer: Answer) -> str:
 def _misses(answer: Answer) -> str:
     misses = []
     if answer.excess > 0:
-        sure = "" if math.isnan(float(answer.choice.forgetting.stderr)) else ", at the risk allowed"
+        sure = "" if math.isnan(float(answer.choice.forgetting.run_quantile(0.5))) else ", at the risk allowed"
         misses.append(f"the budget by {answer.excess:.2g} nats{sure}")
     if answer.shortfall > 0:
         misses.append(f"the target loss by {answer.shortfall:.2g} nats")
@@ -265,10 +265,10 @@ def _one_run(prediction: Prediction, unit: str) -> str:
     """The expected value, and where most single runs come out: at 0 or above, as every loss and every KL."""
     error = math.hypot(float(prediction.stderr), float(prediction.scatter))
     expected = f"{rounded(max(float(prediction.mean), 0.0), error)}{unit}"
-    if math.isnan(error):
+    ends = [float(prediction.run_quantile(tail)) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)]
+    if math.isnan(ends[0]):
         return expected
-    ends = (max(float(prediction.run_quantile(tail)), 0.0) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    low, high = (rounded(end, error) for end in ends)
+    low, high = (rounded(max(end, 0.0), error) for end in ends)
     return f"{expected} ({percent(LEVEL)} of runs {low} to {high})"
 
 

@@ -338,7 +338,8 @@ def _plan(plan: Plan) -> dict[str, Any]:
 def _prediction(prediction: Prediction) -> Cell:
     """Of one run, as the plan says it in words: a loss or a KL, which are never below 0."""
     mean, error = max(float(prediction.mean), 0.0), math.hypot(float(prediction.stderr), float(prediction.scatter))
-    if not math.isfinite(error):
+    low, high = (float(prediction.run_quantile(tail)) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    if math.isnan(low):
         return Cell(f"{mean:.3g}", "no interval")
-    low, high = (max(float(prediction.run_quantile(tail)), 0.0) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    low, high = max(low, 0.0), max(high, 0.0)
     return Cell(rounded(mean, error), f"{percent(LEVEL)} of runs {interval(low, high, error)}")

@@ -21,6 +21,9 @@ SINGULAR = 1e-12
 HALVINGS = 50
 """Of an interval of probabilities, in search of one."""
 
+POWERS = np.arange(41) / 20
+"""Of a law's value, that its scatter may grow with."""
+
 READABLE_PLACES = 6
 """Decimal places up to which a number prints in full; beyond, powers of ten read better."""
 
@@ -220,10 +223,6 @@ class Scatter:
     def from_dict(cls, held: dict[str, Any]) -> Self:
         """The inverse of `as_dict`."""
         return cls(**{name: number(value) for name, value in held.items()})
-
-
-POWERS = np.arange(41) / 20
-"""Of a law's value, that its scatter may grow with."""
 
 
 def scatter_about(
