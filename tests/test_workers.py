@@ -21,15 +21,18 @@ from holdfast.interrupts import Stop
 @pytest.fixture
 def study(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("STARTED_BY", str(tmp_path))
     return crashes.study(tiny, tmp_path)
 
 
 def of_worker() -> Iterator[int]:
-    """Processes that are workers."""
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+    """Workers that this test started: another test may run beside it."""
+    started = f"STARTED_BY={os.environ['STARTED_BY']}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if b"holdfast.workers" in entry.read_bytes():
-                yield int(entry.parent.name)
+            is_worker = b"holdfast.workers" in (process / "cmdline").read_bytes()
+            if is_worker and started in (process / "environ").read_bytes().split(b"\0"):
+                yield int(process.name)
         except OSError:
             continue
 
