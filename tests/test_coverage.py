@@ -1,6 +1,7 @@
 """Intervals of predictions hold the truth as often as they say, in studies whose truth is known: prints the table."""
 
 import itertools
+import math
 import os
 
 import numpy as np
@@ -25,11 +26,21 @@ def chance(prediction, exact, sd):
     return scipy.stats.norm.cdf(high, exact, sd) - scipy.stats.norm.cdf(low, exact, sd)
 
 
-@pytest.mark.parametrize(("ranks", "seeds"), [(RANKS, 1), ((8, 32, 128), 2), (RANKS, 2), (RANKS, 3)])
+def holds(estimate, exact):
+    """Whether a 90 % interval does; nan where the constant is not identified."""
+    low, high = estimate.interval(0.9)
+    return float(low <= exact <= high) if math.isfinite(estimate.stderr) else math.nan
+
+
+@pytest.mark.parametrize(
+    ("ranks", "seeds"), [((8, 32, 128, 256), 1), (RANKS, 1), ((8, 32, 128), 2), (RANKS, 2), (RANKS, 3)]
+)
 def test_the_interval_of_a_prediction_covers(ranks, seeds):
     """Nominal 90 % intervals in simulated studies, inside what was run and two-fold outside; two standard errors."""
-    rng, studies = np.random.default_rng(1), int(os.environ.get("STUDIES", "150"))
-    held, runs_held = {where: [] for where in PLACES}, []
+    rng, studies = np.random.default_rng(int(os.environ.get("SEED", "1"))), int(os.environ.get("STUDIES", "150"))
+    held, runs_held, constants_held = {where: [] for where in PLACES}, [], []
+    true = dict(zip(MULTIPLICATIVE.parameters, simulated.TRUTH["kl_base_tuned"], strict=True))
+    del true["K"]  # of another P0 and N0
     for _ in range(studies):
         fitted = fit_law(MULTIPLICATIVE, points(simulated.study(rng, ranks=ranks, seeds=range(seeds))), "kl_base_tuned")
         for where, at in PLACES.items():
@@ -40,13 +51,17 @@ def test_the_interval_of_a_prediction_covers(ranks, seeds):
             held[where].append(np.mean((low <= exact) & (exact <= high)))
             if where == "inside":
                 runs_held.append(np.mean(chance(prediction, exact, 0.005)))
+        constants_held.append([holds(fitted.parameters[name], exact) for name, exact in true.items()])
     share = {where: np.mean(found) for where, found in held.items()}
     told = "; ".join(f"{where} {covered:.1%}" for where, covered in share.items())
-    print(f"{len(ranks) * seeds} runs, {len(ranks)} ranks: intervals hold {told}; new runs {np.mean(runs_held):.1%}")
+    told += f"; constants {np.nanmean(constants_held):.1%}; new runs {np.mean(runs_held):.1%}"
+    print(f"{len(ranks) * seeds} runs, {len(ranks)} ranks: intervals hold {told}")
     error = np.std(held["inside"]) / np.sqrt(studies)
     assert 0.87 - 2 * error <= share["inside"] <= 0.93 + 2 * error
     error = np.std(runs_held) / np.sqrt(studies)
     assert 0.88 - 2 * error <= np.mean(runs_held) <= 0.93 + 2 * error
+    error = np.nanstd(constants_held) / np.sqrt(studies)
+    assert 0.85 - 2 * error <= np.nanmean(constants_held) <= 0.95
     assert share["steps"] >= 0.85
     assert share["parameters"] >= 0.85
 

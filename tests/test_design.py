@@ -1,4 +1,4 @@
-"""Which run to buy next: against leaving runs out by hand, borne out by refits, and studies made again run by run."""
+"""Which run to buy next: against the error written out, borne out by refits, and studies made again run by run."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ LAWS = fit(PILOT)
 
 
 def by_hand(laws, table, at, shared=SHARED, scale=1.0):
-    """The width after any runs, each (params, used steps): every run left out in turn, with whole matrices.
+    """The width after any runs, each (params, used steps): the error clustered by run, with whole matrices.
 
     Of one run's interval, by the law's variance, `scale` times as large, and the scatter that its fit tells.
     """
@@ -63,12 +63,12 @@ def by_hand(laws, table, at, shared=SHARED, scale=1.0):
                 + scatter.noise**2 * scatter.memory ** np.abs(place[:, None] - place)
             )
         )
-        j = derivative(params, at[1])
-        whole, variance = j @ np.linalg.pinv(every), 0.0
-        for run in range(len(runs)):
-            without = np.zeros_like(whole)
-            without[member != run] = j @ np.linalg.pinv(every[member != run])
-            variance += (len(runs) - 1) / len(runs) * (whole - without) @ noise @ (whole - without)
+        whole, variance = derivative(params, at[1]) @ np.linalg.pinv(every), 0.0
+        left = np.eye(len(member)) - every @ np.linalg.pinv(every)
+        for own in (member == run for run in range(len(runs))):
+            sizes, axes = np.linalg.eigh(left[np.ix_(own, own)])
+            moves = whole[own] @ axes / np.sqrt(sizes) @ axes.T @ left[own]
+            variance += moves @ noise @ moves
         moves = np.array([whole[member == run] @ grows[member == run] for run in range(len(runs))])
         for run, other in itertools.permutations(range(len(runs)), 2):
             if ranks[run] == ranks[other]:
@@ -91,7 +91,7 @@ def with_candidate(runs, offer):
     return runs | {offer.finishes or f"new{len(runs)}": (offer.r * simulated.PARAMS_PER_RANK, used)}
 
 
-def test_the_ranking_is_brute_forces_leaving_out_every_run():
+def test_the_ranking_is_brute_forces():
     found = next_runs(LAWS, PILOT, at=AT)
     width, runs = by_hand(LAWS, PILOT, AT), has(PILOT)
     before, gains = width(runs.values()), {}
@@ -149,8 +149,8 @@ def test_a_run_made_as_planned_narrows_and_so_does_each_one_more(at):
 
 def test_one_long_run_among_short_ones_is_not_worth_its_price():
     """What textbook information would buy: the laws' interval doubts a slope that one run carries alone."""
-    table = simulated.study(np.random.default_rng(7), seeds=(0, 1), total_steps=130)
-    ranked = next_runs(fit(table), table, at=(256, 110)).ranked
+    table = simulated.study(np.random.default_rng(7), ranks=(8, 64, 256), seeds=(0,), total_steps=130)
+    ranked = next_runs(fit(table), table, at=(8, 30)).ranked
     widening = [purchase.candidate for purchase in ranked if purchase.width_after > purchase.width_before]
     assert widening
     assert all(purchase.gain < 0 for purchase in ranked[-len(widening) :])
@@ -324,6 +324,21 @@ def test_without_an_interval_the_way_to_one_is_told():
     assert any("only their ratios" in warning for warning in found.warnings)
     assert found.chosen[0].width_after < found.chosen[0].width_before
     assert "nan" not in str(found)
+
+
+def test_what_leaves_one_run_to_decide_alone_gives_no_interval():
+    """Of two ranks each decides how rank counts: a third rank gives an interval, a repeat of one does not."""
+    table = simulated.study(np.random.default_rng(3), ranks=(8, 64), seeds=(0,), total_steps=130)
+    found = next_runs(fit(table), table, at=(8, 60))
+    assert {purchase.candidate.r for purchase in found.ranked if math.isinf(purchase.width_after)} == {8, 64}
+    assert found.chosen[0].candidate.r not in (8, 64)
+    assert "should give one" in str(found.chosen[0])
+    assert "should not give one alone" in str(found.ranked[-1])
+    for r, known in ((found.chosen[0].candidate.r, True), (8, False)):
+        more = simulated.study(np.random.default_rng(4), ranks=(r,), seeds=(1,), total_steps=130)
+        law = fit(pd.concat([table, more], ignore_index=True)).joint[KL]
+        now = law.predict(trainable_params=8 * simulated.PARAMS_PER_RANK, steps=60)
+        assert math.isfinite(now.stderr) is known
 
 
 def test_two_short_runs_of_which_neither_has_a_law_by_itself_are_an_answer_too():

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+import sandwich
 import simulated
 from holdfast.errors import FitError
 from holdfast.laws import points
@@ -182,33 +183,22 @@ def test_known_slopes_are_found_exactly_without_noise():
     assert slope_equality(apart, KL, by="r").p < 1e-9
 
 
-def without(table, run):
-    return table[table["run"] != run]
-
-
-def test_prices_and_their_errors_are_the_jackknife_over_runs():
+def test_prices_and_their_errors_are_those_of_both_lines_at_once():
     table = study(np.random.default_rng(6), grouped(3, 2, 1), [1.7] * 6, run_sd=0.01)
     table["target_nll"] += 0.002 * np.random.default_rng(7).normal(size=len(table))
-    found = prices(table, KL)
-
-    def ordinary(part):
-        return -np.polyfit(part["target_nll"], part[KL], 1)[0]
-
-    def within(part):
-        # A line with an offset for each run.
-        offsets = pd.get_dummies(part["run"]).to_numpy(dtype=float)
-        design = np.column_stack([-part["target_nll"], offsets])
-        return np.linalg.lstsq(design, part[KL].to_numpy(), rcond=None)[0][0]
-
-    for estimate, slope in (
-        (found.ordinary, ordinary),
-        (found.within_run, within),
-        (found.difference, lambda part: within(part) - ordinary(part)),
-    ):
-        left_out = np.array([slope(without(table, run)) for run in table["run"].unique()])
-        assert estimate.value == pytest.approx(slope(table))
-        assert estimate.stderr == pytest.approx(math.sqrt(5 / 6 * np.sum((left_out - slope(table)) ** 2)), rel=1e-6)
+    found, zeros = prices(table, KL), np.zeros(len(table))
+    about = table[["target_nll", KL]] - table.groupby("run")[["target_nll", KL]].transform("mean")
+    ordinary = np.column_stack([-table["target_nll"], np.ones(len(table)), zeros])
+    within = np.column_stack([zeros, zeros, -about["target_nll"]])
+    design, y = np.concatenate([ordinary, within]), np.concatenate([table[KL], about[KL]])
+    both = np.linalg.lstsq(design, y)[0]
+    error = sandwich.covariance(design, y - design @ both, np.tile(table["run"].to_numpy(str), 2))
+    for estimate, of in (
+        (found.ordinary, [1, 0, 0]), (found.within_run, [0, 0, 1]), (found.difference, [-1, 0, 1]),
+    ):  # fmt: skip
+        assert estimate.value == pytest.approx(of @ both)
         assert estimate.n == 6
+        assert estimate.stderr == pytest.approx(math.sqrt(of @ error @ of), rel=1e-6)
     assert found.orthogonal.value > found.ordinary.value
     assert (found.n_points, found.n_runs) == (len(table), 6)
 
@@ -301,7 +291,7 @@ def test_a_run_without_a_slope_is_left_out_by_name():
     assert test.warnings[1].startswith(
         "with unequal numbers of runs, one among them, slopes are taken to scatter alike"
     )
-    assert test.statistic == pytest.approx(slope_equality(without(table, "run03"), KL, by="r").statistic)
+    assert test.statistic == pytest.approx(slope_equality(table[table["run"] != "run03"], KL, by="r").statistic)
     assert np.isfinite(prices(table, KL).within_run.value)
     with pytest.raises(FitError, match="no run whose target_nll varies"):
         prices(table.assign(target_nll=0.7), KL)

@@ -9,6 +9,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sandwich
 from holdfast.stats import (
     Estimate,
     Prediction,
@@ -121,20 +122,27 @@ def clustered_line():
     return runs, design, design @ [1.0, 2.0] + rng.normal(size=7)[runs] + 0.1 * rng.normal(size=len(runs))
 
 
-def solved(design, y):
-    return np.linalg.lstsq(design, y)[0]
+def of_line(design, residuals, runs):
+    curvatures = design[:, :, None] * design[:, None, :]
+    return clustered_covariance(scores=design * residuals[:, None], curvatures=curvatures, clusters=runs)
 
 
-def test_clustered_covariance_is_the_jackknife_over_clusters_written_out():
+def test_clustered_covariance_is_bell_and_mccaffreys():
     runs, design, y = clustered_line()
-    beta = solved(design, y)
-    moves = np.array([solved(design[runs != run], y[runs != run]) - beta for run in range(7)])
-    covariance = clustered_covariance(
-        scores=design * (y - design @ beta)[:, None],
-        curvatures=design[:, :, None] * design[:, None, :],
-        clusters=runs,
+    residuals = y - design @ np.linalg.lstsq(design, y)[0]
+    np.testing.assert_allclose(
+        of_line(design, residuals, runs), sandwich.covariance(design, residuals, runs), rtol=1e-9
     )
-    np.testing.assert_allclose(covariance, 6 / 7 * moves.T @ moves, rtol=1e-9)
+
+
+def test_of_independent_points_it_is_right_on_average_however_much_one_cluster_decides():
+    """The expectation is exact: it is linear in the products of residuals, and those of independent noise are known."""
+    runs, design, _ = clustered_line()
+    design = np.where((runs == 2)[:, None], [1.0, 9.0], 1) * design
+    exact = np.linalg.inv(design.T @ design)
+    left = np.eye(len(runs)) - design @ exact @ design.T
+    expected = sum(of_line(design, left[:, point], runs) for point in range(len(runs)))
+    np.testing.assert_allclose(expected, exact, rtol=1e-9)
 
 
 @pytest.mark.parametrize("runs", [np.zeros(8), np.repeat([0, 1], 4)])

@@ -5,10 +5,10 @@ runs narrow without end, and how single runs scatter about it, which they only t
 
 The law is linearised where it was fitted, and what its own interval should be follows without making a run. Run g, of
 checkpoints with Jacobian X_g (n, p) and noise covariance V_g (what whole runs differ by, and what fades between
-checkpoints), enters the laws' least squares by A_g = X_gᵀ X_g and S_g = X_gᵀ V_g X_g; B and S are their sums. Left
-out, it pulls the parameters by (B − A_g)⁻¹ s_g. With c_g = (B − A_g)⁻¹ j, j the derivative at the plan's point,
+checkpoints), enters the laws' least squares by A_g = X_gᵀ X_g and S_g = X_gᵀ V_g X_g; B and S are their sums. Its
+pull s_g moves the parameters by R_g s_g (`stats.bias_reduced`). With c_g = R_g j, j the derivative at the plan's point,
 
-    cov s_g = S_g − S_g B⁻¹ A_g − A_g B⁻¹ S_g + A_g B⁻¹ S B⁻¹ A_g         variance = (G−1)/G · Σ_g c_gᵀ (cov s_g) c_g
+    cov s_g = S_g − S_g B⁻¹ A_g − A_g B⁻¹ S_g + A_g B⁻¹ S B⁻¹ A_g                     variance = Σ_g c_gᵀ (cov s_g) c_g
 
 is what `stats.clustered_covariance` finds on average. Runs of one rank are less independent than it takes them to be:
 what the law misses at that rank they all miss, and they train on the same batches. So τ², a share of the variance
@@ -17,7 +17,7 @@ of one rank, u_g = X_gᵀ d, d what checkpoints scatter relative to each other; 
 again and again.
 
 The textbook's information, Xᵀ V⁻¹ X (V-optimal design), is of an estimator that weighs runs by V, as the laws' does
-not: chosen by it, one long run carries all of a slope, and the jackknife, which leaves that run out, doubts it.
+not: chosen by it, one long run carries all of a slope, and an error clustered by run doubts that.
 """
 
 import math
@@ -35,7 +35,7 @@ from holdfast.forecasting import RunScatter, law_jacobian, run_scatter
 from holdfast.laws import Fit, Laws, points
 from holdfast.offers import Candidate, known, possible_runs
 from holdfast.planning import plan
-from holdfast.stats import FloatArray, as_dict, common_share, rounded, t_quantile
+from holdfast.stats import FloatArray, as_dict, bias_reduced, common_share, rounded, t_quantile
 
 LEVEL = 0.9
 """Of the interval that is to be narrowed."""
@@ -47,7 +47,7 @@ SURE = 0.05
 """Chance of error at which a tolerance is called out of reach, for single runs scatter by more."""
 
 LEAST = 1e-9
-"""Share of what is known that every direction is given, so that one which no run tells is merely wide."""
+"""Share of the law's largest constant below which noise, and what a constant moves, is rounding."""
 
 Place = tuple[int, int]
 """Rank and number of steps."""
@@ -86,7 +86,8 @@ class Purchase:
         what = "Run" if asked.finishes is None else f"Finish run {asked.finishes}:"
         of = "" if asked.finishes is None else " left"
         share = f"narrow it by {100 * (1 - self.width_after / self.width_before):.0f} %, to {self.width_after:.2g} nats"
-        does = share if math.isfinite(self.width_before) else "give one"
+        first = "give one" if math.isfinite(self.width_after) else "not give one alone"
+        does = share if math.isfinite(self.width_before) else first
         return f"{what} r = {asked.r} to {asked.steps} steps ({asked.tokens:,} tokens{of}): should {does}."
 
 
@@ -278,24 +279,25 @@ def _width(state: _State) -> float:
 def _law_variance(state: _State) -> tuple[float, float]:
     """Expected, of the law at the place, and its degrees of freedom as `Fit.predict` counts them.
 
-    Infinite for one run, and where a run fewer leaves the law open: it would be a rounding error of either sign.
+    Infinite for one run, and where a run fewer leaves the law open, as the laws have no interval there.
     """
     own, spread, pull, r = (np.stack(each) for each in zip(*state.by_run.values(), strict=True))
     runs, j = len(own), state.direction
     if runs < 2:
         return math.inf, 0.0
-    total = own.sum(axis=0) + LEAST * np.eye(len(j))
+    c, total = bias_reduced(own) @ j, own.sum(axis=0)
+    if np.isnan(c).any():
+        return math.inf, 0.0
     share = own @ np.linalg.inv(total)
     crossed = share @ spread
     moved = spread - crossed - crossed.swapaxes(1, 2) + share @ spread.sum(axis=0) @ share.swapaxes(1, 2)
-    c = np.linalg.solve(total - own, np.broadcast_to(j, (runs, len(j)))[:, :, None])[:, :, 0]
-    variance = (runs - 1) / runs * float(np.einsum("gi,gij,gj->", c, moved, c))
+    variance = float(np.einsum("gi,gij,gj->", c, moved, c))
     moves = pull @ np.linalg.solve(total, j)
     alike = (r[:, None] == r) & ~np.eye(runs, dtype=bool)
     variance += state.shared * float(moves @ alike @ moves)
     weights = moves**2
     dof = float(weights.sum() ** 2 / (weights**2).sum()) * (runs - 1) / runs
-    return (state.scale**2 * variance if variance > 0 else math.inf), max(dof, 1)
+    return state.scale**2 * variance, max(dof, 1)
 
 
 def _bought(state: _State, candidate: Candidate, terms: Terms) -> _State:

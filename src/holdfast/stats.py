@@ -124,7 +124,7 @@ def ratio_of_sums(numerators: npt.ArrayLike, counts: npt.ArrayLike) -> Estimate:
 
     Long documents weigh more, as their tokens do. Clustered by document: the tokens of one document are alike, so G
     documents are G samples however long they are. Each term is how far the value moves when document i is left out
-    (the jackknife, the ratio's case of `clustered_covariance`). Among equal documents this is the textbook linearised
+    (the jackknife). Among equal documents this is the textbook linearised
     √(G/(G−1) Σ (numerator − value · count)²) / Σ count; among unequal ones that form is too small, because a long
     document drags the value towards itself.
 
@@ -164,34 +164,44 @@ def clustered_covariance(*, scores: FloatArray, curvatures: FloatArray, clusters
     """Covariance (k, k) of k parameters fitted to n points that come in G clusters, such as the checkpoints of a run.
 
     The fit makes `scores` (n, k), each point's pull on the parameters, sum to zero; `curvatures` (n, k, k) is how each
-    pull weakens as the parameters follow it (for least squares: scores J·residual, curvatures J Jᵀ). With s and A
-    their sums over cluster g, and B the sum of all A,
+    pull weakens as the parameters follow it (for least squares: scores J·residual, curvatures J Jᵀ). With s_g the sums
+    of scores over clusters and R_g as in `bias_reduced`, covariance = Σ_g (R_g s_g)(R_g s_g)ᵀ. All nan where that is.
 
-        d_g = (B − A_g)⁻¹ s_g              covariance = (G−1)/G · Σ_g d_g d_gᵀ
+    Where points scatter independently its expectation is exact (the bias-reduced linearisation, CR2), however much
+    single clusters decide; read it with Student's t and degrees of freedom as by Satterthwaite. The plain sandwich
+    (CR1) is too small with few clusters, the jackknife (CR3) too large where clusters differ in weight.
 
-    d_g is, to first order, how far the parameters would move if cluster g had not been run. This jackknife form of the
-    sandwich estimator (CR3) stays honest with few clusters, where the plain one (CR1) is too sure of itself; read it
-    with Student's t and G − 1 degrees of freedom. All nan when leaving a cluster out leaves the parameters
-    undetermined, or when there is only one.
-
-    Source: MacKinnon, Nielsen, Webb 2023, "Cluster-robust inference: a guide to empirical practice", section 2.
+    Source: Bell, McCaffrey 2002, "Bias reduction in standard errors for linear regression with multi-stage samples".
     """
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
     groups, k = len(names), scores.shape[1]
     curvature = np.einsum("nii->i", curvatures)
-    undetermined = np.full((k, k), np.nan)
     if groups < 2 or not (curvature > 0).all():
-        return undetermined
+        return np.full((k, k), np.nan)
     scale = np.sqrt(curvature)
     pulls, weakenings = np.zeros((groups, k)), np.zeros((groups, k, k))
     np.add.at(pulls, member, scores / scale)
     np.add.at(weakenings, member, curvatures / np.outer(scale, scale))
-    without = weakenings.sum(axis=0) - weakenings
-    if np.linalg.eigvalsh(without).min() < SINGULAR:
-        return undetermined
-    moves = np.linalg.solve(without, pulls[:, :, None])[:, :, 0] / scale
-    covariance: FloatArray = (groups - 1) / groups * moves.T @ moves
+    moves = np.einsum("gij,gj->gi", bias_reduced(weakenings), pulls) / scale
+    covariance: FloatArray = moves.T @ moves
     return covariance
+
+
+def bias_reduced(curvatures: FloatArray) -> FloatArray:
+    """(G, k, k) R_g = B^-½ (I − B^-½ A_g B^-½)^-½ B^-½ of clusters with curvatures A_g, B their sum.
+
+    How parameters follow a cluster's pull, once what the fit has taken up of it is given back. All nan where leaving a
+    cluster out leaves the parameters undetermined; they are to be scaled so that B has a diagonal of about 1.
+    """
+    total = curvatures.sum(axis=0)
+    if np.linalg.eigvalsh(total - curvatures).min() < SINGULAR:
+        return np.full_like(curvatures, np.nan)
+    sizes, axes = np.linalg.eigh(total)
+    root = axes / np.sqrt(sizes) @ axes.T
+    shares, axes = np.linalg.eigh(root @ curvatures @ root)
+    across = root @ axes
+    reduced: FloatArray = across / np.sqrt(1 - shares)[:, None, :] @ across.swapaxes(1, 2)
+    return reduced
 
 
 @dataclass(frozen=True, kw_only=True)
