@@ -18,7 +18,7 @@ from holdfast.laws import fit, points
 from holdfast.offers import Candidate, possible_runs
 from holdfast.planning import plan
 from holdfast.stats import t_quantile
-from simulated_runs import cut
+from simulated_runs import Runs, cut
 
 KL = "kl_base_tuned"
 PER_STEP = 16384
@@ -339,6 +339,16 @@ def test_what_leaves_one_run_to_decide_alone_gives_no_interval():
         law = fit(pd.concat([table, more], ignore_index=True)).joint[KL]
         now = law.predict(trainable_params=8 * simulated.PARAMS_PER_RANK, steps=60)
         assert math.isfinite(now.stderr) is known
+
+
+def test_runs_of_a_rank_that_pull_against_each_other_leave_a_variance():
+    """What they have in common then takes from it, and of few runs more than there is."""
+    runs = Runs(np.random.default_rng(13))
+    for r, steps in ((8, 60), (64, 20), (64, 20)):
+        table = runs.make(r, steps, np.unique(np.rint(np.geomspace(10, steps, 12))).astype(int).tolist())
+    for at in ((8, 15), (8, 200), (64, 100)):
+        found = next_runs(fit(table), table, at=at)
+        assert all(purchase.width_after > found.limit > 0 for purchase in found.ranked)
 
 
 def test_two_short_runs_of_which_neither_has_a_law_by_itself_are_an_answer_too():

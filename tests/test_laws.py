@@ -236,17 +236,21 @@ def test_a_rank_that_matters_the_wrong_way_stops_at_its_bound():
     assert fitted.predict(trainable_params=1e8, steps=100).stderr > 0
 
 
-@pytest.mark.parametrize("seed", [0, 3])
-def test_an_asymptote_that_could_be_anything_has_no_interval(seed):
+def test_an_asymptote_that_could_be_anything_has_no_interval():
     """Three short and noisy runs: bounds hold the exponents, and nothing the two that enter linearly."""
-    few = simulated.study(
-        np.random.default_rng(seed), ranks=(8, 32, 128), seeds=(0,), run_sd=0.03, checkpoint_sd=0.03, total_steps=60
-    )
-    fitted = fit_law(MULTIPLICATIVE, points(few), "kl_base_tuned")
-    for name in ("asymptote", "K"):
-        assert math.isnan(fitted.parameters[name].stderr)
-        why = f"kl_base_tuned: {name} is not identified: its 90 % interval is wider than 2 times all that was measured"
-        assert why in fitted.warnings
+    withheld = []
+    for seed in range(8):
+        few = simulated.study(
+            np.random.default_rng(seed), ranks=(8, 32, 128), seeds=(0,), run_sd=0.03, checkpoint_sd=0.03, total_steps=60
+        )
+        measured = points(few)
+        fitted = fit_law(MULTIPLICATIVE, measured, "kl_base_tuned")
+        for name in ("asymptote", "K"):
+            low, high = fitted.parameters[name].interval(0.9)
+            assert math.isnan(low) or high - low <= 2 * measured["kl_base_tuned"].abs().max()
+            why = f"kl_base_tuned: {name} is not identified: its 90 % interval is wider than 2 times all that was"
+            withheld += [name for warning in fitted.warnings if warning.startswith(why) and math.isnan(low)]
+    assert {"asymptote", "K"} == set(withheld)
     every = fit_law(MULTIPLICATIVE, QUIET_POINTS, "target_nll")
     assert np.isfinite(every.parameters["asymptote"].stderr)
 

@@ -294,7 +294,8 @@ def _law_variance(state: _State) -> tuple[float, float]:
     variance = float(np.einsum("gi,gij,gj->", c, moved, c))
     moves = pull @ np.linalg.solve(total, j)
     alike = (r[:, None] == r) & ~np.eye(runs, dtype=bool)
-    variance += state.shared * float(moves @ alike @ moves)
+    common = state.shared * float(moves @ alike @ moves)  # below 0 where runs of a rank pull against each other
+    variance += common if variance + common > 0 else 0.0
     weights = moves**2
     dof = float(weights.sum() ** 2 / (weights**2).sum()) * (runs - 1) / runs
     return state.scale**2 * variance, max(dof, 1)

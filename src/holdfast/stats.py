@@ -200,7 +200,8 @@ def bias_reduced(curvatures: FloatArray) -> FloatArray:
     root = axes / np.sqrt(sizes) @ axes.T
     shares, axes = np.linalg.eigh(root @ curvatures @ root)
     across = root @ axes
-    reduced: FloatArray = across / np.sqrt(1 - shares)[:, None, :] @ across.swapaxes(1, 2)
+    left = np.maximum(1 - shares, SINGULAR)  # above 0 but for rounding
+    reduced: FloatArray = across / np.sqrt(left)[:, None, :] @ across.swapaxes(1, 2)
     return reduced
 
 
